@@ -1,0 +1,100 @@
+"""The Typer application, and the map from errors to exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from profusion_cli import __version__
+from profusion_cli.commands import finetune, importer, inspect, presets, sample
+from profusion_cli.console import print_error
+from profusion_cli.errors import DeviceError, ProfusionError
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """Turns what goes wrong in a command into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ProfusionError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            sys.stderr.write("Interrupted.\n")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            name = ctx.invoked_subcommand or ""
+            failure = DeviceError(
+                f"The device ran out of memory: {str(error).splitlines()[0]}", MEMORY_HINTS.get(name, "")
+            )
+            print_error(failure)
+            raise typer.Exit(failure.exit_code) from error
+
+
+MEMORY_HINTS = {
+    "finetune": "Raise --gradient-accumulation (up to the batch size) or switch on "
+    "--set finetune.gradient_checkpointing=true, or train less with --train promptnet.",
+    "sample": "Lower --batch-size, or --width and --height.",
+}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from profusion_cli.runtime.device import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+app = typer.Typer(
+    name="profusion",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One picture of a face or thing becomes a model that draws it anywhere.",
+)
+app.command("finetune")(finetune.finetune)
+app.command("sample")(sample.sample)
+app.command("import")(importer.import_promptnet)
+app.command("inspect")(inspect.inspect)
+app.command("presets")(presets.presets)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"profusion {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """One picture of a face or thing becomes a model that draws it anywhere."""
+
+
+def main() -> None:
+    """Entry point of the command `profusion`."""
+    try:
+        app(prog_name="profusion")
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write(f"This is a bug in profusion {__version__}: please report it with the lines above.\n")
+        sys.exit(1)

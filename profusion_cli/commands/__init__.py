@@ -1,0 +1,1 @@
+"""One thin module per subcommand: declare, load, call, report."""

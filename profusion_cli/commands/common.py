@@ -1,0 +1,84 @@
+"""What the commands share: inputs from files and pipes, and the configuration they end up with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profusion_cli.config import Config
+from profusion_cli.console import Output
+from profusion_cli.errors import UsageError
+from profusion_cli.files import STDIO, read_source
+from profusion_cli.presets import resolve_config
+
+if TYPE_CHECKING:
+    from profusion_cli.bundle import Bundle
+
+
+def display_name(source: str) -> str:
+    """How messages call an input."""
+    return "standard input" if source == STDIO else source
+
+
+def check_one_stdin(sources: Sequence[str]) -> None:
+    """Standard input can be read only once.
+
+    Raises:
+        UsageError: `-` is given twice.
+    """
+    if list(sources).count(STDIO) > 1:
+        raise UsageError(
+            "'-' is given twice, and standard input can be read only once.", "Name the other input's file."
+        )
+
+
+def open_bundle(source: str, kind: str) -> Bundle:
+    """A verified bundle of the wanted kind, from a file or `-`.
+
+    Raises:
+        InputError: it cannot be read.
+        BundleError: it is damaged or of another kind.
+    """
+    from profusion_cli.bundle import read_bundle
+
+    return read_bundle(read_source(source), display_name(source)).require(kind)
+
+
+def configure(
+    preset: str | None,
+    remembered: Mapping[str, Any] | None,
+    flags: Mapping[str, Any],
+    settings: Sequence[str] | None,
+    base_model: str | None,
+) -> Config:
+    """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path."""
+    config = resolve_config(preset, remembered, flags, settings or ())
+    base = config.base
+    if base_model is not None:
+        base = replace(base, id=base_model, revision=None, random=None)
+    if base.random is None and Path(base.id).expanduser().is_dir():
+        base = replace(base, id=str(Path(base.id).expanduser().resolve()))
+    return replace(config, base=base)
+
+
+def remember(config: Config) -> dict[str, Any]:
+    """The configuration for a bundle's manifest: all of it but what belongs to the machine."""
+    return {key: value for key, value in config.as_dict().items() if key not in ("device", "dtype", "seed")}
+
+
+def print_config(config: Config) -> None:
+    """The resolved configuration as YAML on standard output (`--dry-run`)."""
+    import yaml
+
+    yaml.safe_dump(config.as_dict(), sys.stdout, sort_keys=False, allow_unicode=True)
+
+
+def warn_if_random(config: Config, output: Output) -> None:
+    """Random weights are called random."""
+    if config.base.random is not None:
+        output.warn("The base model has random weights: it exercises every step, and draws noise.")
+    elif config.promptnet.weights == "untrained":
+        output.warn("PromptNet is untrained: S* says nothing about the subject yet.")

@@ -1,0 +1,81 @@
+"""`profusion inspect`: what a bundle or a picture is, and what it was made from."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from profusion_cli.commands.common import check_one_stdin, display_name
+from profusion_cli.console import Output
+from profusion_cli.errors import InputError
+from profusion_cli.files import read_source, sha256_of
+from profusion_cli.options import Json
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def describe(source: str) -> dict[str, Any]:
+    """What a file is, by its content: a bundle, a picture made by this tool, or any other picture.
+
+    Raises:
+        InputError, BundleError: it is none of these, or damaged.
+    """
+    from profusion_cli.bundle import looks_like_bundle, read_bundle
+    from profusion_cli.images import decode_photo, read_png_record
+
+    data, name = read_source(source), display_name(source)
+    entry: dict[str, Any] = {"file": name, "sha256": sha256_of(data), "size": len(data)}
+    if looks_like_bundle(data):
+        bundle = read_bundle(data, name)
+        return {**entry, "is": f"{bundle.kind} bundle", "manifest": bundle.manifest}
+    if data[:8] == PNG_SIGNATURE:
+        try:
+            parameters, record = read_png_record(data, name)
+        except InputError:  # a picture from elsewhere
+            pass
+        else:
+            return {**entry, "is": "picture made by profusion", "parameters": parameters, "record": record}
+    photo = decode_photo(data, name)
+    return {**entry, "is": "photo", "width": photo.image.width, "height": photo.image.height}
+
+
+def made_from(entry: dict[str, Any]) -> list[dict[str, str]]:
+    """The files that one file names as its origin, with their SHA-256."""
+    origins = []
+    if "record" in entry:
+        for subject in entry["record"].get("subjects", []):
+            origins.append({"what": f"subject bundle {subject['name']}", "sha256": subject["sha256"]})
+            origins += [
+                {"what": f"{item['kind']} {item['name']}", "sha256": item["sha256"]} for item in subject["inputs"]
+            ]
+    if "manifest" in entry:
+        manifest = entry["manifest"]
+        origins += [{"what": f"{item['kind']} {item['name']}", "sha256": item["sha256"]} for item in manifest["inputs"]]
+        origins += [{"what": "bundle", "sha256": parent} for parent in manifest["parents"]]
+    return origins
+
+
+def inspect(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Bundles, pictures or photos; - is standard input.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say what files are and what they were made from; given several, say which of them is the origin of which."""
+    check_one_stdin(files)
+    entries = [describe(file) for file in files]
+    given = {entry["sha256"]: entry["file"] for entry in entries}
+    for entry in entries:
+        origins = made_from(entry)
+        if origins:
+            entry["made_from"] = [
+                {**origin, **({"is_the_file": given[origin["sha256"]]} if origin["sha256"] in given else {})}
+                for origin in origins
+            ]
+    Output(as_json=as_json).record({"files": entries})
+    if not as_json:
+        import yaml
+
+        yaml.safe_dump_all(entries, sys.stdout, sort_keys=False, allow_unicode=True, width=120)

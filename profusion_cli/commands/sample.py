@@ -1,0 +1,277 @@
+"""`profusion sample`: subject bundles and prompts -> pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from profusion_cli import options
+from profusion_cli.commands.common import (
+    check_one_stdin,
+    configure,
+    open_bundle,
+    print_config,
+    warn_if_random,
+)
+from profusion_cli.console import Output
+from profusion_cli.errors import UsageError
+from profusion_cli.files import STDIO, atomic_output, check_target
+from profusion_cli.prompts import parse_prompt, read_prompts
+
+BUNDLE_SUFFIX = ".pfz"
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} '{text}' is not a number, nor numbers with commas between.",
+            f"For example: {option} 7 or {option} 5,2",
+        ) from None
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Bundles first, then prompts: `-` and names that end in .pfz, or name a file, are bundles.
+
+    Raises:
+        UsageError: no bundle.
+    """
+    bundles: list[str] = []
+    for argument in arguments:
+        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or Path(argument).is_file():
+            bundles.append(argument)
+        else:
+            break
+    if not bundles:
+        raise UsageError(
+            f"'{arguments[0]}' is not a bundle: the subjects (.pfz files, or -) come first, then the prompts.",
+            'For example: profusion sample me.pfz "S* in anime style"',
+        )
+    return bundles, arguments[len(bundles) :]
+
+
+def sample(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SUBJECT... PROMPT...",
+            help='Subject bundles (- is standard input), then prompts with S*, such as "S* in anime style".',
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FOLDER|FILE",
+            help="A folder ('pictures' by default), a .png file when one picture is made, or - (standard output).",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    num_images: Annotated[int | None, typer.Option("-n", "--num-images", help="Pictures for each prompt.")] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", help="What the pictures should not show.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="In pixels.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="In pixels.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Pictures drawn at once; changes speed and memory only.")
+    ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            "--sheet", metavar="FILE", help="Also write a labelled contact sheet (PNG).", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help="fusion, fusion-only (no refinement) or cfg (plain classifier-free guidance, at --subject-guidance).",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    fusion_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--fusion-steps",
+            help="Fusion updates in each step; 0 is sampling with independent conditions.",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option("--gamma", help="Weight of S* in the fusion stage, 0 to 1.", rich_help_panel="Fusion Sampling"),
+    ] = None,
+    gamma_on: Annotated[
+        str | None,
+        typer.Option(
+            "--gamma-on",
+            help="What gamma multiplies: embedding (paper), hidden (encoder output), hidden-first (authors' code).",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    subject_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--subject-prompt",
+            help="Subject term of the refinement: concept (S* alone, the paper) or full (the whole prompt).",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    subject_guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--subject-guidance",
+            metavar="X[,X...]",
+            help="Guidance scale of the subject; one number, or one per subject.",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    text_guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--text-guidance", help="Guidance scale of the text in the refinement.", rich_help_panel="Fusion Sampling"
+        ),
+    ] = None,
+    fusion_guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--fusion-guidance", help="Guidance scale of the fusion stage.", rich_help_panel="Fusion Sampling"
+        ),
+    ] = None,
+    fusion_eta: Annotated[
+        float | None,
+        typer.Option("--fusion-eta", help="DDIM eta of the fusion stage, 0 to 1.", rich_help_panel="Fusion Sampling"),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option("--eta", help="DDIM eta of the refinement, 0 to 1.", rich_help_panel="Fusion Sampling"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="X,X...",
+            help="Weights of several subjects: of their shares in the guidance and of their UNet changes.",
+            rich_help_panel="Fusion Sampling",
+        ),
+    ] = None,
+    placeholder: options.Placeholder = None,
+    class_word: options.ClassWord = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    base_model: options.BaseModelOption = None,
+    device: options.Device = None,
+    dtype: options.DTypeOption = None,
+    seed: options.Seed = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw a subject wherever the prompts put it.
+
+    Picture j of every prompt is drawn with seed + j, whatever the batch size. With several subjects,
+    S* stands for each in turn; S1*, S2* name them within one prompt.
+    """
+    from profusion_cli.pictures import (
+        UNUSED,
+        check_same_base,
+        picture_parameters,
+        picture_record,
+        plan_targets,
+        references,
+    )
+
+    output = Output(quiet, as_json)
+    sources, texts = split_arguments(arguments)
+    check_one_stdin([*sources, prompts_file or ""])
+    if prompts_file is not None:
+        texts = texts + read_prompts(prompts_file)
+    if not texts:
+        raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
+    bundles = [open_bundle(source, "subject") for source in sources]
+    flags = {
+        "sample.num_images": num_images,
+        "sample.negative_prompt": negative_prompt,
+        "sample.steps": steps,
+        "sample.width": width,
+        "sample.height": height,
+        "sample.batch_size": batch_size,
+        "sample.sampler": sampler,
+        "sample.fusion_steps": fusion_steps,
+        "sample.gamma": gamma,
+        "sample.gamma_on": gamma_on,
+        "sample.subject_prompt": subject_prompt,
+        "sample.subject_guidance": _numbers(subject_guidance, "--subject-guidance"),
+        "sample.text_guidance": text_guidance,
+        "sample.fusion_guidance": fusion_guidance,
+        "sample.fusion_eta": fusion_eta,
+        "sample.eta": eta,
+        "sample.weights": _numbers(weights, "--weights"),
+        "placeholder": placeholder,
+        "class_word": class_word,
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+    }
+    config = configure(preset, bundles[0].manifest["config"], flags, settings, base_model)
+    for name in UNUSED[config.sample.sampler]:
+        if flags[f"sample.{name}"] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with --sampler {config.sample.sampler}.", "Leave it out."
+            )
+    if dry_run:
+        print_config(config)
+        return
+    class_words = [class_word or bundle.manifest["config"]["class_word"] for bundle in bundles]
+    check_same_base(bundles)
+    prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
+    targets = plan_targets(target, prompts, config, force, as_json)
+    if sheet is not None:
+        check_target(sheet, force)
+    warn_if_random(config, output)
+
+    from profusion_cli.images import contact_sheet, encode_png
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+    from profusion_cli.runtime.sampling import Sampler
+
+    placement = resolve_placement(config.device, config.dtype, training=False)
+    rows: list[list[Any]] = [[] for _ in prompts]
+    made = []
+    with BaseModel(config.base, placement) as base:
+        drawer = Sampler(base, bundles, class_words, prompts, config)
+        for tokens in drawer.tokens:
+            if tokens.lost:
+                output.warn(f"The prompt '{tokens.prompt.text}' is too long; this was cut off: '{tokens.lost}'")
+        batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
+        with output.progress("Sampling", batches * len(drawer.timesteps)) as step:
+            for picture in drawer.draw(step):
+                prompt, tokens = prompts[picture.prompt], drawer.tokens[picture.prompt]
+                record = picture_record(prompt, tokens.twin, picture.index, bundles, config)
+                path = targets[picture.prompt, picture.index]
+                data = encode_png(picture.image, picture_parameters(record, config, picture.image), record)
+                with atomic_output(path, force) as file:
+                    file.write(data)
+                if path != STDIO:
+                    output.line(path)
+                rows[picture.prompt].append(picture.image)
+                made.append({"path": path, "prompt": prompt.text, "seed": record["seed"]})
+    if sheet is not None:
+        labelled = [(prompt.text, row) for prompt, row in zip(prompts, rows, strict=True)]
+        with atomic_output(sheet, force) as file:
+            contact_sheet(labelled, references(bundles)).save(file, "PNG")
+        if target != STDIO:
+            output.line(sheet)
+    output.record({"pictures": made, "sheet": sheet})

@@ -1,0 +1,285 @@
+"""The resolved configuration: frozen dataclasses, built from plain mappings and checked value by value."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from profusion_cli.errors import ConfigError
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+def _between(low: float | None = None, high: float | None = None, **default: Any) -> Any:
+    return field(metadata={"low": low, "high": high}, **default)
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """Where one part of the base model comes from; what is null is taken from `base`."""
+
+    subfolder: str = ""
+    id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """A base model with random weights, built from a seed instead of loaded."""
+
+    size: Literal["tiny", "sd2"] = "tiny"
+    seed: int = _between(0, 2**32 - 1, default=0)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen base model, in diffusers' folder layout: a folder or a Hub id."""
+
+    id: str
+    revision: str | None = None
+    unet: ComponentConfig = ComponentConfig("unet")
+    vae: ComponentConfig = ComponentConfig("vae")
+    text_encoder: ComponentConfig = ComponentConfig("text_encoder")
+    tokenizer: ComponentConfig = ComponentConfig("tokenizer")
+    scheduler: ComponentConfig = ComponentConfig("scheduler")
+    vision: ComponentConfig = ComponentConfig("vision")
+    random: RandomConfig | None = None
+    resolution: int = _between(8, 4096, default=512)
+    clip_skip: int = _between(0, 12, default=0)
+    vision_antialias: bool = False
+
+
+@dataclass(frozen=True)
+class PromptNetSource:
+    """Where PromptNet's weights come from: a .pfz file, a folder or Hub id in the authors' layout, or `untrained`."""
+
+    weights: str | None = None
+    revision: str | None = None
+    subfolder: str = "promptnet"
+    sha256: str | None = None
+    note: str = ""
+    region_kernel_size: int = _between(1, 512, default=8)
+    region_proj_channels: int = _between(1, 4096, default=128)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning on one subject."""
+
+    steps: int = _between(0, 1_000_000, default=50)
+    batch_size: int = _between(1, 4096, default=8)
+    learning_rate: float = _between(0, 1, default=2.0e-5)
+    weight_decay: float = _between(0, 1, default=0.01)
+    max_grad_norm: float = _between(0, None, default=1.0)
+    train: Literal["promptnet", "qkv", "attention"] = "attention"
+    gradient_accumulation: int = _between(1, 4096, default=1)
+    gradient_checkpointing: bool = False
+    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.gradient_accumulation:
+            raise ConfigError(
+                f"finetune.batch_size={self.batch_size} cannot be split into "
+                f"finetune.gradient_accumulation={self.gradient_accumulation} equal parts.",
+                "Choose a number of parts that divides the batch size.",
+            )
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Sampling: what to draw, and how Fusion Sampling weighs subject and text."""
+
+    num_images: int = _between(1, 100_000, default=1)
+    batch_size: int = _between(1, 4096, default=1)
+    steps: int = _between(1, 1000, default=50)
+    negative_prompt: str = ""
+    width: int | None = _between(8, 4096, default=None)
+    height: int | None = _between(8, 4096, default=None)
+    sampler: Literal["fusion", "fusion-only", "cfg"] = "fusion"
+    fusion_steps: int = _between(0, 100, default=1)
+    gamma: float = _between(0, 1, default=0.6)
+    gamma_on: Literal["embedding", "hidden", "hidden-first"] = "hidden"
+    subject_prompt: Literal["concept", "full"] = "full"
+    subject_guidance: tuple[float, ...] = _between(0, 100, default=(7.0,))
+    text_guidance: float = _between(0, 100, default=5.0)
+    fusion_guidance: float = _between(0, 100, default=7.0)
+    fusion_eta: float = _between(0, 1, default=1.0)
+    eta: float = _between(0, 1, default=0.0)
+    weights: tuple[float, ...] | None = _between(0, None, default=None)
+    reference: int = _between(1, 1000, default=1)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height"):
+            size = getattr(self, name)
+            if size is not None and size % 8:
+                raise ConfigError(f"sample.{name}={size} is not a multiple of 8.", f"Use {round(size / 8) * 8 or 8}.")
+        if self.sampler == "fusion-only" and self.fusion_steps == 0:
+            raise ConfigError(
+                "sample.sampler=fusion-only with sample.fusion_steps=0 leaves nothing to do.",
+                "Use at least one fusion step, or another sampler.",
+            )
+        for name in ("subject_guidance", "weights"):
+            values = getattr(self, name)
+            if values is not None and (not values or sum(values) <= 0):
+                raise ConfigError(f"sample.{name} must not be empty or all zero.", "Give at least one positive number.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a command needs to know besides its inputs and outputs."""
+
+    preset: str
+    base: BaseConfig
+    description: str = ""
+    promptnet: PromptNetSource = PromptNetSource()
+    finetune: FinetuneConfig = FinetuneConfig()
+    sample: SampleConfig = SampleConfig()
+    class_word: str = "a person"
+    concept_prompt: str = "a photo of S*"
+    placeholder: str = "S*"
+    device: str = "auto"
+    dtype: DType = "auto"
+    seed: int = _between(0, 2**32 - 1, default=0)
+
+    def __post_init__(self) -> None:
+        for name in ("class_word", "placeholder"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"{name} is empty.", "Give at least one word.")
+        if any(character.isspace() for character in self.placeholder):
+            raise ConfigError(f"placeholder='{self.placeholder}' contains a space.", "Use a single word.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for YAML; tuples become lists."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings laid over one another, later ones winning, key by key at every depth."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = value
+    return result
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"sample.steps": 10}` as `{"sample": {"steps": 10}}`."""
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        layer: Any = value
+        for key in reversed(path.split(".")):
+            layer = {key: layer}
+        result = merge(result, layer)
+    return result
+
+
+def build_config(layers: Mapping[str, Any]) -> Config:
+    """The configuration that merged layers describe.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a value of the wrong type or out of range.
+    """
+    return _build(Config, layers, "")
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{path or 'The configuration'} must be a mapping, not {values!r}.", "Indent its keys below it."
+        )
+    hints = get_type_hints(cls)
+    known = {item.name: item for item in fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigError(
+                f"There is no configuration key '{full}'.",
+                f"Did you mean '{f'{path}.' if path else ''}{near[0]}'?"
+                if near
+                else f"Known keys here: {', '.join(known)}.",
+            )
+        arguments[key] = _coerce(value, hints[key], full)
+        _check_range(arguments[key], known[key].metadata, full)
+    for name, item in known.items():
+        if name not in arguments and item.default is MISSING and item.default_factory is MISSING:
+            full = f"{path}.{name}" if path else name
+            raise ConfigError(f"The configuration key '{full}' is missing.", "Add it to the preset file.")
+    return cls(**arguments)
+
+
+def _wrong(full: str, value: Any, expected: str, hint: str = "") -> ConfigError:
+    return ConfigError(f"{full}={value!r} is not {expected}.", hint or f"Give {expected}.")
+
+
+def _coerce(value: Any, hint: Any, full: str) -> Any:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _coerce(value, next(option for option in options if option is not type(None)), full)
+    if origin is Literal:
+        if value not in options:
+            near = difflib.get_close_matches(str(value), options, n=1)
+            raise _wrong(full, value, f"one of {', '.join(options)}", f"Did you mean '{near[0]}'?" if near else "")
+        return value
+    if origin is tuple:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return tuple(_coerce(entry, options[0], full) for entry in entries)
+    if is_dataclass(hint):
+        return _build(hint, value, full)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise _wrong(full, value, "true or false")
+        return value
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong(full, value, "a whole number")
+        return value
+    if hint is float:
+        if isinstance(value, str) and _is_number(value):
+            raise _wrong(full, value, "a number in YAML", f"YAML reads {value} as text: write {_yaml_float(value)}.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _wrong(full, value, "a number")
+        return float(value)
+    if not isinstance(value, str):
+        raise _wrong(full, value, "text", "Put it in quotes.")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _yaml_float(text: str) -> str:
+    mantissa, _, exponent = f"{float(text):e}".partition("e")
+    return f"{float(mantissa)}e{int(exponent):+d}"
+
+
+def _check_range(value: Any, metadata: Mapping[str, Any], full: str) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, int | float):
+            continue
+        low, high = metadata.get("low"), metadata.get("high")
+        if number != number or (low is not None and number < low) or (high is not None and number > high):
+            span = f"between {low} and {high}" if high is not None and low is not None else f"at least {low}"
+            raise ConfigError(f"{full}={number} is out of range.", f"Use a value {span}.")

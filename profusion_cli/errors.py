@@ -1,0 +1,81 @@
+"""Every error a user can meet, and the exit code that goes with it.
+
+    ProfusionError
+    ├── UsageError          2   the command line does not make sense
+    ├── ConfigError         3   preset or configuration value
+    ├── BundleError         4   a .pfz file that cannot be used
+    ├── InputError          5   image, mask or prompt
+    ├── DeviceError         6   device or memory
+    ├── DivergedError       7   training left the finite numbers
+    ├── UnavailableError    8   model weights or an optional library
+    └── OutputError         9   the output exists or cannot be written
+
+Exit code 0 is success, 1 is a bug (with its traceback) and 130 an interrupt. A message is one
+sentence that says what is wrong with which value; the hint is one sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+
+class ProfusionError(Exception):
+    """Base of all errors that are the user's to mend.
+
+    Args:
+        message: one sentence: what is wrong, with which value.
+        hint: one sentence: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ProfusionError):
+    """The command line does not make sense."""
+
+    exit_code = 2
+
+
+class ConfigError(ProfusionError):
+    """A preset or a configuration value is wrong."""
+
+    exit_code = 3
+
+
+class BundleError(ProfusionError):
+    """A bundle is damaged, of the wrong kind, or made for something else."""
+
+    exit_code = 4
+
+
+class InputError(ProfusionError):
+    """An image, a mask or a prompt cannot be used."""
+
+    exit_code = 5
+
+
+class DeviceError(ProfusionError):
+    """The device is missing or out of memory."""
+
+    exit_code = 6
+
+
+class DivergedError(ProfusionError):
+    """Training produced a non-finite loss."""
+
+    exit_code = 7
+
+
+class UnavailableError(ProfusionError):
+    """Model weights or an optional library cannot be had."""
+
+    exit_code = 8
+
+
+class OutputError(ProfusionError):
+    """The output exists or cannot be written."""
+
+    exit_code = 9

@@ -1,0 +1,190 @@
+"""Reading inputs and writing outputs whole: `-`, atomic files, and words for what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from profusion_cli.errors import InputError, OutputError, UsageError
+
+STDIO = "-"
+
+
+def sha256_of(data: bytes | mmap.mmap | memoryview) -> str:
+    """SHA-256 of `data` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_source(source: str) -> bytes | mmap.mmap:
+    """Bytes of the file `source`, or of standard input for `-`.
+
+    A file is mapped rather than read, so that a bundle of a gigabyte is not held twice.
+
+    Raises:
+        InputError: missing, unreadable, empty, a folder, or a terminal as standard input.
+    """
+    if source == STDIO:
+        if sys.stdin.isatty():
+            raise InputError(
+                "Standard input is a terminal, so '-' has nothing to read.",
+                "Pipe a file into the command, or name the file instead of '-'.",
+            )
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise InputError(
+                "Standard input is empty.",
+                "The command before the pipe wrote nothing: read its message, or name a file.",
+            )
+        return data
+    path = Path(source)
+    try:
+        if path.is_dir():
+            raise InputError(f"'{source}' is a folder, not a file.", "Name the file inside it.")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                data = file.read()
+                if not data:
+                    raise InputError(f"'{source}' is empty.", "Check how it was made.")
+                return data
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise InputError(f"There is no file '{source}'.", "Check the path.") from None
+    except OSError as error:
+        raise InputError(
+            f"'{source}' cannot be read: {error.strerror or error}.", "Check the path and its permissions."
+        ) from error
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Fail early when `path` could not be written later.
+
+    Raises:
+        OutputError: it exists (without `force`), is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"'{path}' is a folder.", "Give the name of a file with -o.")
+    if path.exists() and not force:
+        raise OutputError(f"'{path}' already exists.", "Choose another name with -o, or overwrite it with --force.")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(f"'{path}' cannot be written: '{folder}' is not a writable folder.", "Choose another -o.")
+
+
+def check_stdout() -> None:
+    """Refuse to print binary data to a terminal.
+
+    Raises:
+        OutputError: standard output is a terminal.
+    """
+    if sys.stdout.isatty():
+        raise OutputError(
+            "Standard output is a terminal, and '-o -' would print binary data to it.",
+            "Redirect it with '> FILE' or a pipe, or name a file with -o.",
+        )
+
+
+def check_target(target: str, force: bool, as_json: bool = False) -> None:
+    """Fail before the work when the result could not be written after it.
+
+    Args:
+        target: a file, or `-`.
+        force: whether an existing file may be overwritten.
+        as_json: whether standard output is already taken.
+
+    Raises:
+        UsageError: `-o -` with `--json`.
+        OutputError: it exists, cannot be written, or is a terminal.
+    """
+    if target != STDIO:
+        check_output(Path(target), force)
+        return
+    if as_json:
+        raise UsageError("'-o -' and --json both want standard output.", "Name a file with -o, or drop --json.")
+    check_stdout()
+
+
+def _write_failure(target: str, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"'{target}' cannot be written: no space left on the device.", "Free some space or choose another -o."
+        )
+    return OutputError(f"'{target}' cannot be written: {error.strerror or error}.", "Choose another -o.")
+
+
+@contextmanager
+def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that becomes `target` only when the block ends well.
+
+    The data goes to a temporary file beside the target, is flushed to the disk, and takes the
+    target's name in one step; with `-` it goes to standard output in one piece at the end. Missing
+    folders are made. Whatever goes wrong, an interrupt included, leaves the target as it was.
+
+    Raises:
+        OutputError: the target exists (without `force`), or the system refuses to write it.
+    """
+    if str(target) == STDIO:
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            while chunk := spool.read(1 << 20):
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        return
+    path = Path(target)
+    check_output(path, force)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        if force:
+            os.replace(temporary, path)
+        else:
+            _claim(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _write_failure(str(target), error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _claim(temporary: str, path: Path) -> None:
+    """Rename without overwriting a file that appeared meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise OutputError(
+            f"'{path}' appeared while the command ran.", "Choose another name with -o, or overwrite it with --force."
+        ) from None
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,65 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+CONFIGURATION = "Configuration"
+OUTPUT = "Output"
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Base model and defaults: a shipped preset (see `profusion presets`) or a YAML file.",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key of the resolved configuration; may be repeated.",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="FOLDER|ID",
+        help="Take the base model from this folder or Hub id instead of the preset's.",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=CONFIGURATION),
+]
+DTypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="auto, float32, float16 or bfloat16.", rich_help_panel=CONFIGURATION),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of every random number.", rich_help_panel=CONFIGURATION),
+]
+Placeholder = Annotated[
+    str | None,
+    typer.Option("--placeholder", help="The word that stands for the subject in prompts (S*)."),
+]
+ClassWord = Annotated[
+    str | None,
+    typer.Option("--class-word", help='What the subject is, for the text without it ("a person").'),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the resolved configuration as YAML and stop.", rich_help_panel=CONFIGURATION),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output files.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, notes or warnings.", rich_help_panel=OUTPUT)]

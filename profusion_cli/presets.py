@@ -1,0 +1,119 @@
+"""Presets: YAML files that ship with the tool, or the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profusion_cli.config import Config, build_config, merge, nested
+from profusion_cli.errors import ConfigError, UsageError
+
+DEFAULT_PRESET = "sd2"
+PRESET_VARIABLE = "PROFUSION_PRESET"
+
+
+def preset_folder() -> Path:
+    """Where the shipped presets lie: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent
+    installed = package / "preset_files"
+    return installed if installed.is_dir() else package.parent / "presets"
+
+
+def shipped_presets() -> dict[str, Path]:
+    """Name and file of every shipped preset."""
+    return {path.stem: path for path in sorted(preset_folder().glob("*.yaml"))}
+
+
+def default_preset() -> str:
+    """The preset used when none is named: `PROFUSION_PRESET`, or `sd2`."""
+    return os.environ.get(PRESET_VARIABLE) or DEFAULT_PRESET
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The mapping in a preset, by the name of a shipped one or the path of a file.
+
+    Raises:
+        ConfigError: no such preset (with the nearest name), or a file that is not a YAML mapping.
+    """
+    shipped = shipped_presets()
+    path = shipped.get(name)
+    if path is None:
+        path = Path(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, shipped, n=1)
+            raise ConfigError(
+                f"There is no preset '{name}'.",
+                (f"Did you mean '{near[0]}'? " if near else "") + f"Shipped presets: {', '.join(shipped)}; "
+                "or give the path of a YAML file.",
+            )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"The preset file '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The preset file '{path}' does not hold a mapping.", "See `profusion presets` for examples.")
+    return {**values, "preset": name}
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` arguments of `--set` as a nested mapping; values are YAML, and `1e-4` is a number.
+
+    Raises:
+        UsageError: an argument without `=`, or a value that is not YAML.
+    """
+    flat: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(
+                f"--set '{setting}' is not of the form key=value.", "For example: --set finetune.steps=100"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set '{setting}' has a value that is not YAML.", "Put the value in quotes.") from None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        flat[key.strip()] = value
+    return nested(flat)
+
+
+def resolve_config(
+    preset: str | None,
+    remembered: Mapping[str, Any] | None,
+    flags: Mapping[str, Any],
+    settings: Sequence[str] = (),
+) -> Config:
+    """Preset < bundle's manifest < flags.
+
+    Args:
+        preset: `--preset`, or None.
+        remembered: the configuration in a bundle's manifest. Without `--preset` it is complete by
+            itself; with one, the preset gives the `sample` section and the bundle everything that it
+            was made with.
+        flags: dotted keys of options given on the command line; None values were not given.
+        settings: arguments of `--set`.
+
+    Raises:
+        ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`.
+    """
+    given = nested({key: value for key, value in flags.items() if value is not None})
+    if remembered is None:
+        lower: Mapping[str, Any] = read_preset(preset or default_preset())
+    elif preset is None:
+        lower = remembered
+    else:
+        fixed = {key: value for key, value in remembered.items() if key not in ("sample", "preset", "description")}
+        lower = merge(read_preset(preset), fixed)
+    above = merge(parse_settings(settings), given)
+    if "weights" in above.get("promptnet", {}):  # the preset's pin belongs to the preset's weights
+        lower = merge(lower, {"promptnet": {"revision": None, "sha256": None, "note": ""}})
+    return build_config(merge(lower, above))

@@ -1,0 +1,128 @@
+"""Prompts with the placeholder S*: where it stands, whose it is, and the prompt's text twin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from profusion_cli.errors import InputError
+from profusion_cli.files import read_source
+
+PLACEHOLDER = "S*"
+EACH = -1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt cut at its placeholders.
+
+    Args:
+        text: the prompt as typed.
+        pieces: text between the placeholders, and subject numbers (from 0) in their place; `EACH`
+            stands for every subject in turn.
+    """
+
+    text: str
+    pieces: tuple[str | int, ...]
+
+    @property
+    def joint(self) -> bool:
+        """Several subjects are named within this one prompt (S1*, S2*, ...)."""
+        return EACH not in self.pieces and len({p for p in self.pieces if isinstance(p, int)}) > 1
+
+    def named(self, subject: int) -> tuple[str | int, ...]:
+        """The pieces with `EACH` read as this subject."""
+        return tuple(subject if piece == EACH else piece for piece in self.pieces)
+
+    def only(self, subject: int, class_words: Sequence[str]) -> tuple[str | int, ...]:
+        """The pieces with this subject's placeholder alone; other subjects become their class words."""
+        return tuple(
+            class_words[piece] if isinstance(piece, int) and piece != subject else piece
+            for piece in self.named(subject)
+        )
+
+    def twin(self, class_words: Sequence[str]) -> str:
+        """The text twin C: the prompt with each placeholder replaced by its class word."""
+        everyone = " and ".join(dict.fromkeys(class_words))
+        return "".join(
+            piece if isinstance(piece, str) else everyone if piece == EACH else class_words[piece]
+            for piece in self.pieces
+        )
+
+
+def placeholder_pattern(placeholder: str) -> re.Pattern[str]:
+    """Matches the placeholder, plain or numbered (S*, S1*, S2*), as a token of its own."""
+    stem, star = (placeholder[:-1], r"\*") if placeholder.endswith("*") else (placeholder, "")
+    before = r"(?<![\w*])"
+    return re.compile(rf"{before}{re.escape(stem)}(\d*){star}(?![\w*])")
+
+
+def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -> Prompt:
+    """Find the placeholders of a prompt.
+
+    Args:
+        text: for example "S* in anime style", or "S1* beside S2*".
+        placeholder: matched as a token of its own, any number of times.
+        subjects: how many subjects there are.
+
+    Raises:
+        InputError: no placeholder, a number with no subject, a subject that is never named, or plain
+            and numbered placeholders mixed.
+    """
+    pieces: list[str | int] = []
+    position = 0
+    for match in placeholder_pattern(placeholder).finditer(text):
+        pieces.append(text[position : match.start()])
+        number = match.group(1)
+        if number == "":
+            pieces.append(EACH)
+        elif 1 <= int(number) <= subjects:
+            pieces.append(int(number) - 1)
+        else:
+            raise InputError(
+                f"The prompt '{text}' names {match.group(0)}, but there {_count(subjects)}.",
+                f"Use '{placeholder}', or pass a bundle for every numbered subject.",
+            )
+        position = match.end()
+    pieces.append(text[position:])
+    named = {piece for piece in pieces if isinstance(piece, int)}
+    if not named:
+        raise InputError(
+            f"The prompt '{text}' has no placeholder {placeholder}, so the subject would not be in the picture.",
+            f"Write it where the subject belongs, as in '{placeholder} in anime style' (quote it for the shell).",
+        )
+    if subjects == 1:
+        pieces = [0 if piece == EACH else piece for piece in pieces]
+    elif EACH in named and len(named) > 1:
+        raise InputError(
+            f"The prompt '{text}' mixes '{placeholder}' with numbered placeholders.",
+            "Use the plain placeholder for every subject in turn, or number all of them.",
+        )
+    elif EACH not in named and len(named) < subjects:
+        missing = min(set(range(subjects)) - named) + 1
+        raise InputError(
+            f"The prompt '{text}' never names subject {missing} of {subjects}.",
+            f"Name every subject, or use '{placeholder}' for each in turn, or leave out its bundle.",
+        )
+    return Prompt(text, tuple(piece for piece in pieces if piece != ""))
+
+
+def _count(subjects: int) -> str:
+    return "is only one subject" if subjects == 1 else f"are only {subjects} subjects"
+
+
+def read_prompts(source: str) -> list[str]:
+    """The lines of a prompts file; empty lines and lines that begin with # are left out.
+
+    Raises:
+        InputError: not readable as text, or no prompt in it.
+    """
+    try:
+        text = bytes(read_source(source)).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"The prompts file '{source}' is not UTF-8 text.", "Save it as UTF-8.") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise InputError(f"The prompts file '{source}' has no prompts.", "Write one prompt per line.")
+    return prompts

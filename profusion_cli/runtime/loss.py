@@ -1,0 +1,31 @@
+"""Training objectives, eqs (1) and (2) of arXiv 2305.13579."""
+
+from __future__ import annotations
+
+import torch
+
+from profusion_cli.runtime.schedule import velocity
+
+
+def diffusion_target(
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """What the UNet should predict; shapes (B, C, H, W), timesteps (B,).
+
+    Raises:
+        ValueError: a prediction type other than `epsilon` and `v_prediction`.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return velocity(latents, noise, timesteps, alphas_cumprod)
+    raise ValueError(f"unknown prediction_type {prediction_type!r}")
+
+
+def diffusion_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Eq. (1): mean squared error in float32, without weighting or regularisation; a scalar."""
+    return (prediction.float() - target.float()).square().mean()

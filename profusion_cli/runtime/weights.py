@@ -1,0 +1,264 @@
+"""PromptNet and subjects on disk: the authors' layout, and what our bundles hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+
+from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
+from profusion_cli.config import PromptNetSource
+from profusion_cli.errors import BundleError, UnavailableError
+from profusion_cli.files import read_source
+from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.hub import (
+    DIFFUSERS_WEIGHTS,
+    Files,
+    Source,
+    file_sha256,
+    find_files,
+    load_bin,
+    weight_paths,
+)
+from profusion_cli.runtime.promptnet import PromptNet, PromptNetConfig, unet_architecture
+
+PROMPTNET_FILE = "promptnet.safetensors"
+UNET_FILE = "unet.safetensors"
+VIEWS_FILE = "views.safetensors"
+UNTRAINED = "untrained"
+RESIDUAL_HEADS = ("residual_projections", "mid_residual_projection")
+
+
+@dataclass(frozen=True)
+class LoadedPromptNet:
+    """A PromptNet and where it came from.
+
+    Args:
+        promptnet: float32, on the CPU.
+        source: for the manifest: kind, id and hashes.
+        parents: SHA-256 of the bundle it was read from, if it was one.
+        dropped: names of official weights that the method does not use.
+    """
+
+    promptnet: PromptNet
+    source: dict[str, Any]
+    parents: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+def tensors_of(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of one (already verified) file of a bundle."""
+    return safetensors.torch.load(bytes(bundle.read(name)))
+
+
+def _load_weights(promptnet: PromptNet, state: Mapping[str, torch.Tensor], name: str) -> None:
+    own = promptnet.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape] + [
+        key for key in state if key not in own
+    ]
+    if wrong:
+        raise BundleError(
+            f"The PromptNet in '{name}' does not fit its own description: {len(wrong)} tensors differ, for example "
+            f"{wrong[0]}.",
+            "Make it again with `profusion pretrain` or `profusion import`.",
+        )
+    promptnet.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in state.items()})
+
+
+def promptnet_from_bundle(bundle: Bundle) -> PromptNet:
+    """The PromptNet of a `promptnet` or `subject` bundle, float32, on the CPU.
+
+    Raises:
+        BundleError: its tensors do not fit the architecture in its manifest.
+    """
+    description = bundle.manifest.get("promptnet")
+    try:
+        promptnet = PromptNet(PromptNetConfig(**description))
+    except (TypeError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"The PromptNet in '{bundle.name}' is described by values that cannot be built: {error}.",
+            "Make the bundle again.",
+        ) from error
+    _load_weights(promptnet, tensors_of(bundle, PROMPTNET_FILE), bundle.name)
+    return promptnet.eval()
+
+
+def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet, tuple[str, ...], dict[str, str]]:
+    """A PromptNet in the authors' released layout (`config.json` and `.bin` or safetensors weights).
+
+    Args:
+        source: the folder or Hub id, and the sub-folder with the PromptNet.
+        sha256: of the weights file, when it is pinned.
+
+    Returns:
+        The PromptNet (float32, CPU), the names of the dropped residual heads, and the SHA-256 of each file.
+
+    Raises:
+        UnavailableError: missing, damaged, not an official PromptNet, or not the pinned file.
+    """
+    files: Files = find_files(source, "The PromptNet", ("config.json",), DIFFUSERS_WEIGHTS)
+    paths = weight_paths(files)
+    hashes = {path.name: file_sha256(path) for path in [files.folder / "config.json", *paths]}
+    if sha256 is not None and sha256 not in hashes.values():
+        raise UnavailableError(
+            f"The weights of '{source}' have SHA-256 {hashes[paths[0].name]}, and the preset pins {sha256}.",
+            "Check where they come from; `--set promptnet.sha256=null` accepts them.",
+        )
+    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    state: dict[str, torch.Tensor] = {}
+    for path in paths:
+        try:
+            state |= safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_bin(path)
+        except (SafetensorError, OSError) as error:
+            raise UnavailableError(f"'{path}' cannot be read: {error}.", "Fetch the file again.") from error
+    needed = ("prompt_channel", "region_kernel_size", "region_proj_channel")
+    if any(key not in config for key in needed) or "vision_embedding.weight" not in state:
+        raise UnavailableError(
+            f"'{source}' is not a PromptNet in the authors' layout.",
+            "Give the folder or Hub id of their released pipeline, which has a sub-folder 'promptnet'.",
+        )
+    if not config.get("with_noise", False):
+        raise UnavailableError(
+            f"'{source}' is a PromptNet that does not see the noisy latents (with_noise is false).",
+            "Only the released variant with with_noise=true is supported.",
+        )
+    dropped = tuple(name for name in state if name.startswith(RESIDUAL_HEADS))
+    promptnet = PromptNet(
+        PromptNetConfig(
+            unet=unet_architecture(config),
+            image_token_dim=state["vision_embedding.weight"].shape[1],
+            embedding_dim=config["prompt_channel"],
+            region_kernel_size=config["region_kernel_size"],
+            region_proj_channels=config["region_proj_channel"],
+        )
+    )
+    try:
+        _load_weights(promptnet, {key: value for key, value in state.items() if key not in dropped}, str(source))
+    except BundleError as error:
+        raise UnavailableError(error.message, "Check that the weights and config.json belong together.") from None
+    return promptnet.eval(), dropped, hashes
+
+
+def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> LoadedPromptNet:
+    """The PromptNet that a configuration names.
+
+    Args:
+        config: `weights` is a .pfz file, a folder or Hub id in the authors' layout, or `untrained`.
+        base: the base model it must fit.
+        seed: of the new parameters of an untrained one.
+
+    Raises:
+        UnavailableError: none named, or it cannot be had.
+        BundleError: a file that is no usable promptnet bundle, or one for another base model.
+    """
+    if config.weights is None:
+        raise UnavailableError(
+            f"The preset has no pre-trained PromptNet for the base model '{base.config.id}'.",
+            "Make one with `profusion pretrain` or `profusion import` and give it with --promptnet FILE, or use "
+            "another preset (`profusion presets` lists them).",
+        )
+    if config.weights == UNTRAINED:
+        promptnet = PromptNet.from_unet(
+            base.unet,
+            image_token_dim=base.vision.config.hidden_size,
+            embedding_dim=base.text.embedding_dim,
+            region_kernel_size=config.region_kernel_size,
+            region_proj_channels=config.region_proj_channels,
+            seed=seed,
+        )
+        return LoadedPromptNet(promptnet.eval(), {"weights": UNTRAINED, "seed": seed})
+    path = Path(config.weights).expanduser()
+    if path.is_file():
+        data = read_source(str(path))
+        if not looks_like_bundle(data):
+            raise BundleError(
+                f"'{config.weights}' is not a bundle.", "Give a .pfz file, or a folder in the authors' layout."
+            )
+        bundle = read_bundle(data, config.weights).require("promptnet")
+        check_base(bundle, base, ("unet", "text_encoder", "vision"))
+        promptnet = promptnet_from_bundle(bundle)
+        return LoadedPromptNet(promptnet, {"weights": path.name, "sha256": bundle.sha256}, (bundle.sha256,))
+    source = Source(config.weights, config.revision, config.subfolder, "--promptnet FILE")
+    promptnet, dropped, hashes = read_official(source, config.sha256)
+    return LoadedPromptNet(promptnet, {"weights": config.weights, "files": hashes}, (), dropped)
+
+
+def check_fit(promptnet: PromptNet, base: BaseModel) -> None:
+    """PromptNet's widths agree with the base model's.
+
+    Raises:
+        BundleError: they do not.
+    """
+    pairs = {
+        "word embeddings": (promptnet.config.embedding_dim, base.text.embedding_dim),
+        "image tokens": (promptnet.config.image_token_dim, base.vision.config.hidden_size),
+        "latent channels": (promptnet.conv_in.in_channels, base.unet.config.in_channels),
+    }
+    for what, (own, theirs) in pairs.items():
+        if own != theirs:
+            raise BundleError(
+                f"The PromptNet is made for {what} of width {own}, and the base model '{base.config.id}' has {theirs}.",
+                "Use the base model that it was trained with.",
+            )
+
+
+def check_base(bundle: Bundle, base: BaseModel, parts: tuple[str, ...]) -> None:
+    """The bundle was made for this base model, as far as it remembers one.
+
+    Raises:
+        BundleError: a part of the base model has other weights.
+    """
+    remembered = {part: digits for part, digits in bundle.manifest["base"]["fingerprint"].items() if part in parts}
+    present = base.fingerprints(*remembered)
+    for part, digits in remembered.items():
+        if present[part] != digits:
+            raise BundleError(
+                f"'{bundle.name}' was made for the base model '{bundle.manifest['base']['id']}', whose {part} has "
+                f"other weights than that of '{base.config.id}' (fingerprint {digits}, not {present[part]}).",
+                "Use the same base model (--base-model), or make the bundle again for this one.",
+            )
+
+
+def promptnet_section(promptnet: PromptNet) -> dict[str, Any]:
+    """The architecture, for a manifest."""
+    return asdict(promptnet.config)
+
+
+def pack(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> bytes:
+    """Tensors as safetensors bytes, on request in another floating dtype."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in sorted(tensors.items())}
+    )
+
+
+def merge_unet_changes(
+    unet: UNet2DConditionModel, changes: list[Mapping[str, torch.Tensor]], weights: list[float]
+) -> None:
+    """Base weights plus the weighted mean of the subjects' changes, in place, in float32.
+
+    Args:
+        unet: the base model's UNet.
+        changes: for each subject, tuned minus base weight by parameter name; may be empty.
+        weights: of the subjects, at least 0, normalised here.
+
+    Raises:
+        BundleError: a change that fits no parameter.
+    """
+    parameters = dict(unet.named_parameters())
+    total = sum(weights)
+    with torch.no_grad():
+        for change, weight in zip(changes, weights, strict=True):
+            for name, delta in change.items():
+                if name not in parameters or parameters[name].shape != delta.shape:
+                    raise BundleError(
+                        f"The bundle changes '{name}' {list(delta.shape)}, which the base model's UNet does not have.",
+                        "Use the base model that the bundle was made with.",
+                    )
+                parameters[name].add_(delta.to(parameters[name]), alpha=weight / total)
