@@ -1,25 +1,26 @@
 """Bundles (`.pfz`): one ZIP of stored entries, read and written without trusting a single byte.
 
 The entries, in this order: `manifest.yaml`, one or more `*.safetensors`, and maybe `preview.png`.
-The ZIP is parsed here instead of by `zipfile`, because every byte of the file must be accounted for
-(nothing before, between or after the entries) and nothing may be built from a directory of unknown
-size; what is written opens with any ZIP tool. Nothing is executed, and nothing goes to the disk.
+`zipfile` writes the ZIP and reads its directory; where that directory says things lie is checked
+here, so that every byte of the file is accounted for (nothing before, between or after the entries).
+Nothing is executed, and nothing goes to the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import mmap
 import re
 import struct
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -43,10 +44,10 @@ _MAX_DEPTH = 32
 _CHUNK = 1 << 20
 _ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 _EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _AGAIN = "Copy or download it again, or make it again with profusion."
+_NEEDED = {"promptnet": FILES[:1], "images": FILES[3:], "subject": ("promptnet.safetensors", "views.safetensors")}
 _KIND_WORDS = {  # kind: (what it holds, its verb, made by, taken by)
     "promptnet": ("a promptnet", "is", "`profusion pretrain` or `profusion import`", "`--promptnet`"),
     "images": ("images", "are", "`profusion augment`", "`profusion finetune`"),
@@ -127,24 +128,13 @@ def read_bundle(data: Data, name: str) -> Bundle:
     try:
         entries = _unzip(view)
         manifest = _read_manifest(entries)
-        layouts = {file: _check_file(file, entries[file], manifest) for file in manifest["files"]}
-        with ThreadPoolExecutor(2) as pool:  # hashing runs beside the other checks
-            whole = pool.submit(sha256_of, view)
-            hashes = {file: pool.submit(sha256_of, entries[file].data) for file in layouts}
-            for file, layout in layouts.items():
-                entries[file].check_crc()
-                if tensor := _find_non_finite(entries[file].data, layout):
-                    raise _Bad(f"has non-finite numbers in tensor {_show(tensor)} of '{file}'")
-                if hashes[file].result() != manifest["files"][file]["sha256"]:
-                    raise _Bad(f"is damaged: '{file}' does not have the sha256 that the manifest gives")
-            sha256 = whole.result()
-        preview = None
-        if PREVIEW in entries:
-            entries[PREVIEW].check_crc()
-            preview = bytes(entries[PREVIEW].data)
+        for file, listed in manifest["files"].items():
+            _check_file(file, entries[file], listed)
     except _Bad as error:
         raise BundleError(f"'{name}' {error}.", error.hint) from None
-    return Bundle(name, sha256, len(view), manifest, preview, {file: entries[file].data for file in layouts})
+    preview = bytes(entries[PREVIEW]) if PREVIEW in entries else None
+    files = {file: entries[file] for file in manifest["files"]}
+    return Bundle(name, sha256_of(view), len(view), manifest, preview, files)
 
 
 def write_bundle(
@@ -156,8 +146,9 @@ def write_bundle(
 ) -> str:
     """Write a bundle to `target` (`-` for standard output) and return the sha256 of the whole file.
 
-    `manifest` holds kind, base, config, seed, inputs and parents; schema_version, tool and files are
-    filled in. The same content gives the same bytes, on any machine at any time.
+    `manifest` holds kind, base, config, seed, inputs and parents, and what else its kind needs;
+    schema_version, tool and files are filled in. The same content gives the same bytes, on any
+    machine at any time.
 
     Raises:
         DivergedError: the weights contain non-finite numbers.
@@ -166,60 +157,42 @@ def write_bundle(
     """
     if unknown := set(files) - set(FILES):
         raise ValueError(f"no bundle holds files named {sorted(unknown)}")
-    described: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
     for file in sorted(files, key=FILES.index):
-        layout = _layout(files[file])
-        if tensor := _find_non_finite(files[file], layout):
+        described, contents = _layout(files[file])
+        if tensor := _find_non_finite(described, contents):
             raise DivergedError(
                 f"The weights of '{file}' contain non-finite numbers (tensor '{tensor}').",
                 "Nothing was written: lower the learning rate or use a wider --dtype, and run it again.",
             )
-        described[file] = {"sha256": sha256_of(files[file]), "size": len(files[file])}
-        described[file]["tensors"] = _describe(layout)
-    whole = {"schema_version": SCHEMA_VERSION, "kind": None, "tool": None} | _plain(manifest)
-    whole.pop("files", None)  # where `manifest` is that of another bundle
-    whole |= {"schema_version": SCHEMA_VERSION, "tool": {"name": "profusion", "version": __version__}}
-    whole["files"] = described
-    text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000).encode()
+        listed[file] = {"sha256": sha256_of(files[file]), "size": len(files[file]), "tensors": described}
+    tool = {"name": "profusion", "version": __version__}
+    whole = {"schema_version": SCHEMA_VERSION, "kind": manifest.get("kind"), "tool": tool}
+    whole |= {key: value for key, value in manifest.items() if key not in (*whole, "files")} | {"files": listed}
+    try:
+        text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000).encode()
+    except yaml.YAMLError as error:
+        raise ValueError(f"the manifest cannot be written: {error}") from error
     _check_manifest(_parse_yaml(text))
-    entries = {MANIFEST: text} | {file: files[file] for file in described}
+    entries = {MANIFEST: text} | {file: files[file] for file in listed}
     if preview is not None:
         _check_preview(preview)
         entries[PREVIEW] = preview
-    digest = hashlib.sha256()
     with atomic_output(target, force) as output:
-        for piece in _zip(entries):
-            output.write(piece)
-            digest.update(piece)
-    return digest.hexdigest()
+        with zipfile.ZipFile(output, "w") as archive:
+            for name, data in entries.items():  # with nothing from the clock or the machine
+                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                info.create_system, info.external_attr = 3, 0o100644 << 16
+                archive.writestr(info, data)
+        output.seek(0)
+        return hashlib.file_digest(output, "sha256").hexdigest()
 
 
 # --- safetensors ------------------------------------------------------------------------------
 
 
-class _Tensor(NamedTuple):
-    name: str
-    dtype: str
-    shape: list[int]
-    start: int  # offsets from the start of the file
-    end: int
-
-
-def describe_tensors(data: Data) -> dict[str, dict[str, Any]]:
-    """`{name: {"dtype", "shape"}}` of a safetensors file, in the order of its data.
-
-    Raises:
-        ValueError: it is not a safetensors file, or breaks the rules of a bundle.
-    """
-    return _describe(_layout(data))
-
-
-def _describe(layout: list[_Tensor]) -> dict[str, dict[str, Any]]:
-    return {tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape} for tensor in layout}
-
-
-def _layout(data: Data) -> list[_Tensor]:
-    """The tensors of a safetensors file, which fill it exactly."""
+def _layout(data: Data) -> tuple[dict[str, dict[str, Any]], dict[str, memoryview]]:
+    """The tensors of a safetensors file, which fill it exactly: dtype and shape of each, and its bytes."""
     view = memoryview(data)
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or length > min(MAX_HEADER, len(view) - 8):
@@ -228,45 +201,39 @@ def _layout(data: Data) -> list[_Tensor]:
         header = json.loads(bytes(view[8 : 8 + length]).decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _Bad("the safetensors header is not valid JSON") from error
-    if not isinstance(header, dict) or view[8:9] != b"{":
+    if view[8:9] != b"{":
         raise _Bad("the safetensors header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _Bad("the safetensors metadata is not a table of strings")
     if not 0 < len(header) <= MAX_TENSORS:
         raise _Bad(f"it has {len(header)} tensors, and 1 to {MAX_TENSORS} are allowed")
-    layout = [_tensor(name, entry, 8 + length) for name, entry in header.items()]
-    layout.sort(key=lambda tensor: (tensor.start, tensor.end))
-    position = 8 + length
-    for tensor in layout:
-        if tensor.start != position:
-            raise _Bad(f"tensor {_show(tensor.name)} does not start where the one before it ends")
-        if tensor.end - tensor.start != math.prod(tensor.shape) * _ITEM_SIZE[tensor.dtype]:
-            raise _Bad(f"tensor {_show(tensor.name)} has another size than its shape {_show(tensor.shape)}")
-        position = tensor.end
+    for name, entry in header.items():
+        shown = _show(name)
+        if not 0 < len(name) <= 256 or not name.isprintable():
+            raise _Bad(f"{shown} is no name for a tensor")
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise _Bad(f"tensor {shown} is not described by dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _ITEM_SIZE:
+            raise _Bad(f"tensor {shown} has the dtype {_show(dtype)}, not {'/'.join(_ITEM_SIZE)}")
+        if not _naturals(shape) or len(shape) > 8:
+            raise _Bad(f"tensor {shown} has the shape {_show(shape)}")
+        if not _naturals(offsets) or len(offsets) != 2:
+            raise _Bad(f"tensor {shown} has the offsets {_show(offsets)}")
+    described, contents, position = {}, {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = (8 + length + offset for offset in entry.pop("data_offsets"))
+        if start != position:
+            raise _Bad(f"tensor {_show(name)} does not start where the one before it ends")
+        if end - start != math.prod(entry["shape"]) * _ITEM_SIZE[entry["dtype"]]:
+            raise _Bad(f"tensor {_show(name)} has another size than its shape {_show(entry['shape'])}")
+        described[name] = {"dtype": entry["dtype"], "shape": entry["shape"]}
+        contents[name] = view[start:end]
+        position = end
     if position != len(view):
         raise _Bad(f"its tensors end at byte {position}, and the file at byte {len(view)}")
-    return layout
-
-
-def _tensor(name: str, entry: Any, base: int) -> _Tensor:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _Bad(f"tensor {_show(name)} is not described by dtype, shape and data_offsets")
-    offsets = entry["data_offsets"]
-    if not _naturals(offsets) or len(offsets) != 2:
-        raise _Bad(f"tensor {_show(name)} has the offsets {_show(offsets)}")
-    _check_description(name, entry)
-    return _Tensor(name, entry["dtype"], entry["shape"], base + offsets[0], base + offsets[1])
-
-
-def _check_description(name: object, entry: Mapping[str, Any]) -> None:
-    """Name, dtype and shape of one tensor, in a header as in the manifest."""
-    if not isinstance(name, str) or not 0 < len(name) <= 256 or not name.isprintable():
-        raise _Bad(f"{_show(name)} is no name for a tensor")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _ITEM_SIZE:
-        raise _Bad(f"tensor {_show(name)} has the dtype {_show(entry['dtype'])}, not {'/'.join(_ITEM_SIZE)}")
-    if not _naturals(entry["shape"]) or len(entry["shape"]) > 8:
-        raise _Bad(f"tensor {_show(name)} has the shape {_show(entry['shape'])}")
+    return described, contents
 
 
 def _naturals(value: Any) -> bool:
@@ -280,16 +247,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _find_non_finite(data: Data, layout: list[_Tensor]) -> str | None:
+def _find_non_finite(described: dict[str, dict[str, Any]], contents: dict[str, memoryview]) -> str | None:
     """Name of the first tensor with an infinity or NaN: numbers whose exponent bits are all set."""
-    view = memoryview(data)
-    for tensor in layout:
-        if tensor.dtype in _EXPONENT:
-            unsigned, mask = _EXPONENT[tensor.dtype]
-            for start in range(tensor.start, tensor.end, _CHUNK):
-                bits = np.frombuffer(view[start : min(start + _CHUNK, tensor.end)], unsigned)
-                if (bits & bits.dtype.type(mask)).max() == mask:
-                    return tensor.name
+    for name, data in contents.items():
+        unsigned, mask = _EXPONENT.get(described[name]["dtype"], ("", 0))
+        for start in range(0, len(data) if mask else 0, _CHUNK):
+            if (np.frombuffer(data[start : start + _CHUNK], unsigned) & mask).max() == mask:
+                return name
     return None
 
 
@@ -297,7 +261,6 @@ def _find_non_finite(data: Data, layout: list[_Tensor]) -> str | None:
 
 _YAML_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_YAML_TAG + tag for tag in ("map", "seq", "str", "int", "float", "bool", "null")}
-_NUMBER_TAGS = {_YAML_TAG + "int", _YAML_TAG + "float"}
 
 
 class _PlainOnly:
@@ -306,20 +269,15 @@ class _PlainOnly:
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag not in _PLAIN_TAGS:
             raise _Bad(f"has a manifest with {_show(node.value)}, which is not plain data")
-        if isinstance(node, yaml.ScalarNode):
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if key.tag == _YAML_TAG + "str"]
+            if len(set(keys)) < len(node.value):
+                raise _Bad("has a manifest with a key that is repeated or not a text")
+        elif isinstance(node, yaml.ScalarNode):
             node.value.encode()  # half a surrogate pair is no text
-        if node.tag in _NUMBER_TAGS and len(node.value) > 40:
-            raise _Bad(f"has a manifest with a number of {len(node.value)} digits")
+            if node.tag != _YAML_TAG + "str" and len(node.value) > 40:
+                raise _Bad(f"has a manifest with a number of {len(node.value)} digits")
         return super().construct_object(node, deep)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        keys = set()
-        for key, _ in node.value:
-            if key.tag != _YAML_TAG + "str" or key.value in keys:
-                text = key.value if isinstance(key, yaml.ScalarNode) else key.tag
-                raise _Bad(f"has a manifest with the key {_show(text)}, which is repeated or not a text")
-            keys.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 class _Loader(_PlainOnly, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -335,21 +293,14 @@ class _Dumper(yaml.SafeDumper):
     def represent_dict(self, data: dict[str, Any]) -> yaml.Node:
         return self.represent_mapping(_YAML_TAG + "map", data, flow_style=set(data) == {"dtype", "shape"})
 
+    def represent_str(self, data: str) -> yaml.Node:
+        """Bytes of a file name that are no UTF-8 become escapes."""
+        return super().represent_str(data.encode("utf-8", "backslashreplace").decode())
 
-_Dumper.add_representer(dict, _Dumper.represent_dict)
 
-
-def _plain(value: Any) -> Any:
-    """A copy of `value` made of plain types; bytes of a file name that are no UTF-8 become escapes."""
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if value is None or type(value) in (bool, int, float):
-        return value
-    raise ValueError(f"{value!r} cannot be written to a manifest")
+for _add in (_Dumper.add_representer, _Dumper.add_multi_representer):  # the types, and their subclasses
+    _add(dict, _Dumper.represent_dict)
+    _add(str, _Dumper.represent_str)
 
 
 def _parse_yaml(data: bytes | memoryview) -> Any:
@@ -374,60 +325,62 @@ def _parse_yaml(data: bytes | memoryview) -> Any:
         raise _Bad(f"has a manifest that is not valid YAML in UTF-8 ({_show(reason)[1:-1]})") from error
 
 
-_MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("tool", "base", "config", "files"), (dict,)),
-    **dict.fromkeys(("inputs", "parents"), (list,)),
-    "kind": (str,),
-    "seed": (int, type(None)),
-}
+_SECTIONS = {"kind": str, "tool": dict, "base": dict, "config": dict, "seed": int | None}
+_SECTIONS |= {"inputs": list, "parents": list, "files": dict}
 
 
 def _check_manifest(manifest: Any) -> None:
-    """Keys and types; the contents of base, config and inputs are for those who use them to check."""
+    """All that other code relies on, but for the tensors; what else it says is for people to read."""
 
-    def fail(what: str) -> None:
-        raise _Bad(f"has a manifest in which {what}")
+    def need(condition: bool, otherwise: str) -> None:
+        if not condition:
+            raise _Bad(f"has a manifest in which {otherwise}")
+
+    def are_texts(table: Any, *keys: str) -> bool:
+        return isinstance(table, dict) and all(isinstance(table.get(key), str) for key in keys)
 
     if not isinstance(manifest, dict):
         raise _Bad("has a manifest that is not a table of keys and values")
     version = manifest.get("schema_version")
-    if type(version) is not int or version < 1:
-        fail(f"schema_version is {_show(version)}, not {SCHEMA_VERSION}")
+    need(type(version) is int and version > 0, f"schema_version is {_show(version)}, not {SCHEMA_VERSION}")
     if version > SCHEMA_VERSION:
-        raise _Bad(
-            f"was made by a newer version of profusion (schema {version}, and this one reads {SCHEMA_VERSION})",
-            "Upgrade profusion.",
-        )
-    for key, expected in _MANIFEST_TYPES.items():
-        if key not in manifest:
-            fail(f"'{key}' is missing")
-        if type(manifest[key]) not in expected:
-            fail(f"'{key}' is {_show(manifest[key])}")
-    if manifest["kind"] not in KINDS:
-        fail(f"the kind is {_show(manifest['kind'])}, which is none of {', '.join(KINDS)}")
-    if not all(isinstance(manifest["tool"].get(key), str) for key in ("name", "version")):
-        fail(f"'tool' is {_show(manifest['tool'])}, without name and version")
+        newer = f"was made by a newer version of profusion (schema {version}, and this one reads {SCHEMA_VERSION})"
+        raise _Bad(newer, "Upgrade profusion.")
+    for key, expected in _SECTIONS.items():
+        need(key in manifest, f"'{key}' is missing")
+        fits = isinstance(manifest[key], expected) and not isinstance(manifest[key], bool)
+        need(fits, f"'{key}' is {_show(manifest[key])}")
+    kind, tool, base, files = (manifest[key] for key in ("kind", "tool", "base", "files"))
+    need(kind in KINDS, f"the kind is {_show(kind)}, which is none of {', '.join(KINDS)}")
+    need(are_texts(tool, "name", "version"), f"'tool' is {_show(tool)}, without name or version")
+    for key in ("id", "revision"):
+        need(isinstance(base.get(key, 0), str | None), f"the {key} of 'base' is missing or no text")
+    prints = base.get("fingerprint")
+    known = isinstance(prints, dict) and all(_is_hex(digits, 16) for digits in prints.values())
+    need(known, f"the fingerprint of 'base' is {_show(prints)}, not 16 digits for each part")
+    for item in manifest["inputs"]:
+        known = are_texts(item, "kind", "name") and _is_hex(item.get("sha256"), 64)
+        need(known, f"{_show(item)} among the inputs lacks a kind, a name or a sha256")
     for parent in manifest["parents"]:
-        if not isinstance(parent, str) or not _SHA256.fullmatch(parent):
-            fail(f"{_show(parent)} among the parents is not a sha256")
-    if not manifest["files"]:
-        fail("no files are listed")
-    for file, entry in manifest["files"].items():
-        if file not in FILES:
-            fail(f"a file {_show(file)} is listed, which does not belong in a bundle")
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "size", "tensors"}:
-            fail(f"'{file}' is not described by sha256, size and tensors")
-        if not isinstance(entry["sha256"], str) or not _SHA256.fullmatch(entry["sha256"]):
-            fail(f"the sha256 of '{file}' is {_show(entry['sha256'])}")
-        if not _naturals([entry["size"]]) or not isinstance(entry["tensors"], dict):
-            fail(f"the size or the tensors of '{file}' are malformed")
-        for tensor, description in entry["tensors"].items():
-            if not isinstance(description, dict) or set(description) != {"dtype", "shape"}:
-                fail(f"tensor {_show(tensor)} of '{file}' is not described by dtype and shape")
-            try:
-                _check_description(tensor, description)
-            except _Bad as error:
-                fail(f"{error}, in '{file}'")
+        need(_is_hex(parent, 64), f"{_show(parent)} among the parents is not a sha256")
+    need(bool(files), "no files are listed")
+    for file, entry in files.items():
+        need(file in FILES, f"a file {_show(file)} is listed, which does not belong in a bundle")
+        complete = isinstance(entry, dict) and set(entry) == {"sha256", "size", "tensors"}
+        need(complete, f"'{file}' is not described by sha256, size and tensors")
+        need(_is_hex(entry["sha256"], 64), f"the sha256 of '{file}' is {_show(entry['sha256'])}")
+        known = _naturals([entry["size"]]) and isinstance(entry["tensors"], dict)
+        need(known, f"the size or the tensors of '{file}' are malformed")
+    for file in _NEEDED[kind]:
+        need(file in files, f"'{file}' is not listed, which the kind '{kind}' needs")
+    if kind != "images":
+        need(isinstance(manifest.get("promptnet"), dict), f"'promptnet' is no table, which the kind '{kind}' needs")
+    if kind == "subject":
+        need(are_texts(manifest["config"], "class_word"), "the class_word in 'config' is missing or no text")
+
+
+def _is_hex(value: Any, digits: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def _check_preview(preview: bytes | memoryview) -> None:
@@ -435,13 +388,12 @@ def _check_preview(preview: bytes | memoryview) -> None:
         raise _Bad(f"has a '{PREVIEW}' that is not a PNG picture of at most {MAX_PREVIEW >> 20} MiB")
 
 
-def _read_manifest(entries: dict[str, _Entry]) -> dict[str, Any]:
+def _read_manifest(entries: dict[str, memoryview]) -> dict[str, Any]:
     """The manifest, with which the names and the order of all entries agree."""
     names = list(entries)
     if names[0] != MANIFEST:
         raise _Bad(f"starts with {_show(names[0])}, and a bundle starts with '{MANIFEST}'")
-    entries[MANIFEST].check_crc()
-    manifest = _parse_yaml(entries[MANIFEST].data)
+    manifest = _parse_yaml(entries[MANIFEST])
     _check_manifest(manifest)
     for name in names:
         if name not in (MANIFEST, *FILES, PREVIEW):
@@ -449,163 +401,104 @@ def _read_manifest(entries: dict[str, _Entry]) -> dict[str, Any]:
     if PREVIEW in names:
         if names.pop() != PREVIEW:
             raise _Bad(f"has its entries in the wrong order: '{PREVIEW}' is not the last")
-        _check_preview(entries[PREVIEW].data)
+        _check_preview(entries[PREVIEW])
     if set(names[1:]) != set(manifest["files"]):
         raise _Bad(f"holds {names[1:]}, and its manifest lists {list(manifest['files'])}")
     return manifest
 
 
-def _check_file(file: str, entry: _Entry, manifest: dict[str, Any]) -> list[_Tensor]:
-    """The tensors of one entry, as the manifest lists them; their numbers are not looked at yet."""
-    listed = manifest["files"][file]
-    if listed["size"] != len(entry.data):
-        raise _Bad(f"is damaged: '{file}' has {len(entry.data)} bytes, not {listed['size']}")
+def _check_file(file: str, data: memoryview, listed: dict[str, Any]) -> None:
+    """The contents of one entry are what the manifest lists."""
+    if listed["size"] != len(data):
+        raise _Bad(f"is damaged: '{file}' has {len(data)} bytes, not {listed['size']}")
     try:
-        layout = _layout(entry.data)
+        described, contents = _layout(data)
     except _Bad as error:
         raise _Bad(f"is damaged in '{file}': {error}") from error
-    if _describe(layout) != listed["tensors"]:
-        raise _Bad(f"is damaged: the tensors in '{file}' are not those that the manifest lists")
-    return layout
+    for tensor in described | listed["tensors"]:
+        held, told = described.get(tensor), listed["tensors"].get(tensor)
+        if json.dumps(held, sort_keys=True) != json.dumps(told, sort_keys=True):  # to which 5, 5.0 and True differ
+            words = f"tensor {_show(tensor)} in '{file}' is {_show(held)}, and {_show(told)} in the manifest"
+            raise _Bad(f"is damaged: {words}")
+    if sha256_of(data) != listed["sha256"]:
+        raise _Bad(f"is damaged: '{file}' does not have the sha256 that the manifest gives")
+    if tensor := _find_non_finite(described, contents):
+        raise _Bad(f"has non-finite numbers in tensor {_show(tensor)} of '{file}'")
 
 
 # --- ZIP --------------------------------------------------------------------------------------
 
-_LOCAL = struct.Struct("<4s5H3L2H")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR64 = struct.Struct("<4sLQL")
+_LOCAL = struct.Struct("<4sH12s2L2H")  # magic, version, what the directory repeats, sizes, lengths
+_CENTRAL_SIZE = 46
+_END64 = struct.Struct("<4sQ2H2L4Q4sLQL")  # with the locator behind it
 _END = struct.Struct("<4s4H2LH")
 _FULL = 0xFFFFFFFF  # "see the ZIP64 field"
-_ZIP64_FROM = _FULL  # sizes and offsets from here on are written as ZIP64
-_DATE_1980 = 1 << 5 | 1
+_MAX_DIRECTORY = 1 << 14
+_LOOSE = "has a damaged ZIP directory, or something between its entries and its directory, or after that"
 
 
-class _Entry(NamedTuple):
-    name: str
-    data: memoryview
-    crc: int
-
-    def check_crc(self) -> None:
-        if zlib.crc32(self.data) != self.crc:
-            raise _Bad(f"is damaged: the checksum of '{self.name}' is wrong")
-
-
-def _zip(entries: Mapping[str, bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The pieces of a ZIP file of stored entries, with nothing in it from the clock or the machine."""
-    directory, offset = [], 0
-    for name, data in entries.items():
-        path, size, crc = name.encode("ascii"), len(data), zlib.crc32(data)
-        sizes, where = [size, size] if size >= _ZIP64_FROM else [], [offset] if offset >= _ZIP64_FROM else []
-        short = _FULL if sizes else size
-        extra, both = _extra64(sizes), _extra64(sizes + where)
-        common = (0, 0, 0, _DATE_1980, crc, short, short, len(path))
-        version, central = (45 if extra else 20), (45 if both else 20)
-        yield _LOCAL.pack(b"PK\x03\x04", version, *common, len(extra)) + path + extra
-        yield data
-        made_on, mode = 3 << 8 | 45, 0o100644 << 16
-        short_offset = _FULL if where else offset
-        record = (b"PK\x01\x02", made_on, central, *common, len(both), 0, 0, 0, mode, short_offset)
-        directory.append(_CENTRAL.pack(*record) + path + both)
-        offset += _LOCAL.size + len(path) + len(extra) + size
-    records, count = b"".join(directory), len(entries)
-    yield records
-    if offset >= _ZIP64_FROM:
-        end = offset + len(records)
-        yield _END64.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(records), offset)
-        yield _LOCATOR64.pack(b"PK\x06\x07", 0, end, 1)
-        offset = _FULL
-    yield _END.pack(b"PK\x05\x06", 0, 0, count, count, len(records), offset, 0)
-
-
-def _extra64(values: list[int]) -> bytes:
-    return struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
-
-
-def _unzip(view: memoryview) -> dict[str, _Entry]:
+def _unzip(view: memoryview) -> dict[str, memoryview]:
     """The stored entries of a ZIP file of which every byte is accounted for, in their order."""
-    if not looks_like_bundle(view):
+    if len(view) < _END.size or not looks_like_bundle(view):
         raise _Bad("is truncated or not a bundle")
+    magic, *_, count, _, _, comment = _END.unpack(view[-_END.size :])
+    if magic != b"PK\x05\x06" or comment:
+        raise _Bad("is truncated or has something added at its end")
+    if not 1 < count <= _MAX_ENTRIES:
+        raise _Bad(f"holds {count} entries, and 2 to {_MAX_ENTRIES} are allowed")
+    before = max(len(view) - _MAX_DIRECTORY, 0)  # `zipfile` sees no more than a directory may take
     try:
-        return _walk(view)
-    except struct.error:
-        raise _Bad("is truncated or not a bundle") from None
-
-
-def _walk(view: memoryview) -> dict[str, _Entry]:
-    at, end, count = _find_directory(view)
-    entries: dict[str, _Entry] = {}
-    position, directory = 0, at
-    for _ in range(count):
-        magic, _, _, *common, path_length, extra_length = (record := _CENTRAL.unpack_from(view, at))[:12]
-        comment, disk, _, _, offset = record[12:]
-        flags, method, _, _, crc, *sizes = common
-        path = bytes(view[at + _CENTRAL.size : at + _CENTRAL.size + path_length])
-        name = path.decode("latin-1")
-        at += _CENTRAL.size + path_length + extra_length
-        if magic != b"PK\x01\x02" or comment or disk or at > end:
-            raise _Bad("has a damaged ZIP directory")
-        if flags & 1:
-            raise _Bad(f"holds the encrypted entry {_show(name)}")
-        if method or flags:
-            raise _Bad(f"holds {_show(name)} compressed or in another special way, and bundles only store")
-        if name in entries:
-            raise _Bad(f"holds {_show(name)} twice")
-        *sizes, offset = _resolve64([*sizes, offset], view[at - extra_length : at])
-        magic, _, *local, local_path, local_extra = _LOCAL.unpack_from(view, position)
-        start = position + _LOCAL.size + local_path
-        local[-2:] = _resolve64(local[-2:], view[start : start + local_extra])
-        if magic != b"PK\x03\x04" or offset != position or view[position + _LOCAL.size : start] != path:
-            raise _Bad(f"has something between its entries, before {_show(name)}")
-        if local != [*common[:-2], *sizes] or sizes[0] != sizes[1]:
-            raise _Bad(f"describes its entry {_show(name)} in two different ways")
-        start += local_extra
-        position = start + sizes[0]
+        with zipfile.ZipFile(io.BytesIO(view[before:])) as archive:
+            infos, directory = archive.infolist(), before + archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError) as error:
+        raise _Bad(_LOOSE) from error
+    entries: dict[str, memoryview] = {}
+    position, at = 0, directory
+    for info in infos:
+        if info.filename in entries:
+            raise _Bad(f"holds {_show(info.filename)} twice")
+        info.header_offset += before
+        start, at = _check_headers(view, info, position, at)
+        position = start + info.file_size
         if position > directory:
-            raise _Bad(f"is truncated or damaged: {_show(name)} reaches into what follows it")
-        entries[name] = _Entry(name, view[start:position], crc)
-    if position != directory or at != end:
-        raise _Bad("has something between its entries and its directory, or after that")
+            raise _Bad(f"is truncated or damaged: {_show(info.filename)} reaches into what follows it")
+        entries[info.filename] = view[start:position]
+        if zlib.crc32(entries[info.filename]) != info.CRC:
+            raise _Bad(f"is damaged: the checksum of {_show(info.filename)} is wrong")
+    total = len(infos), len(infos), at - directory
+    end = _END.pack(b"PK\x05\x06", 0, 0, *total, min(directory, _FULL), 0)
+    if len(view) > at + _END.size:
+        end = _END64.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, *total, directory, b"PK\x06\x07", 0, at, 1) + end
+    if position != directory or view[at:] != end:
+        raise _Bad(_LOOSE)
     return entries
 
 
-def _find_directory(view: memoryview) -> tuple[int, int, int]:
-    """Start, end and number of entries of the directory, which the end record follows at once."""
-    at = len(view) - _END.size
-    if at < 0:
-        raise _Bad("is truncated or not a bundle")
-    magic, *numbers = _END.unpack_from(view, at)
-    if magic != b"PK\x05\x06" or numbers[-1]:
-        raise _Bad("is truncated or has something added at its end")
-    if view[max(at - _LOCATOR64.size, 0) :][:4] == b"PK\x06\x07":
-        locator = _LOCATOR64.unpack_from(view, at - _LOCATOR64.size)
-        at -= _LOCATOR64.size + _END64.size
-        if at < 0 or locator[1:] != (0, at, 1):
-            raise _Bad("has a damaged ZIP64 end record")
-        magic, length, _, _, *wide = _END64.unpack_from(view, at)
-        limits = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _FULL, _FULL)
-        if (magic, length) != (b"PK\x06\x06", 44) or any(
-            short not in (limit, value) for short, value, limit in zip(numbers, wide, limits, strict=False)
-        ):
-            raise _Bad("has a damaged ZIP64 end record")
-        numbers = wide
-    disk, first_disk, here, count, size, start = numbers[:6]
-    if disk or first_disk or here != count or start + size != at:
-        raise _Bad("has a damaged ZIP directory, or something before its start")
-    if not 1 < count <= _MAX_ENTRIES:
-        raise _Bad(f"holds {count} entries, and 2 to {_MAX_ENTRIES} are allowed")
-    return start, at, count
+def _check_headers(view: memoryview, info: zipfile.ZipInfo, position: int, at: int) -> tuple[int, int]:
+    """An entry's own header at `position` agrees with its record at `at`: the ends of both."""
+    path, size, shown = info.filename.encode(), info.file_size, _show(info.filename)
+    if info.flag_bits & 1:
+        raise _Bad(f"holds the encrypted entry {shown}")
+    if info.flag_bits or info.compress_type:
+        raise _Bad(f"holds {shown} compressed or in another special way, and bundles only store")
+    magic, _, common, *sizes, path_length, extra_length = _LOCAL.unpack_from(view, position)
+    if magic != b"PK\x03\x04" or info.header_offset != position:
+        raise _Bad(f"has something between its entries, before {shown}")
+    start = position + _LOCAL.size + path_length
+    end = start + extra_length
+    extras = [b"", _field64(size, size), _field64(position), _field64(size, size, position)]
+    if view[start:end] not in extras[:2] or info.extra not in extras:
+        raise _Bad(f"has unknown extra fields with its entry {shown}")
+    if struct.unpack_from("<3H", view, at + 28) != (len(path), len(info.extra), 0) or info.volume:
+        raise _Bad(_LOOSE)
+    if sizes == [_FULL, _FULL] and extra_length:
+        sizes = [size, size]
+    own = [view[position + _LOCAL.size : start], common, info.compress_size, *sizes]
+    if own != [path, view[at + 8 : at + 20], size, size, size]:
+        raise _Bad(f"describes its entry {shown} in two different ways")
+    return end, at + _CENTRAL_SIZE + len(path) + len(info.extra)
 
 
-def _resolve64(values: list[int], extra: memoryview) -> list[int]:
-    """`values`, those that are full replaced by the numbers of the ZIP64 field, the only one allowed."""
-    wide = [index for index, value in enumerate(values) if value == _FULL]
-    if len(extra) != (4 + 8 * len(wide) if wide else 0):
-        raise _Bad("has a ZIP entry with unknown extra fields")
-    if wide:
-        head, size, *numbers = struct.unpack(f"<2H{len(wide)}Q", extra)
-        if (head, size) != (1, 8 * len(wide)):
-            raise _Bad("has a ZIP entry with unknown extra fields")
-        for index, number in zip(wide, numbers, strict=True):
-            values[index] = number
-    return values
+def _field64(*numbers: int) -> bytes:
+    """The ZIP64 field, in which numbers stand that may need 64 bits."""
+    return struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers)

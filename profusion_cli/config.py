@@ -54,7 +54,8 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class PromptNetSource:
-    """Where PromptNet's weights come from: a .pfz file, a folder or Hub id in the authors' layout, or `untrained`."""
+    """Where PromptNet's weights come from: a .pfz file, a folder or Hub id in the authors' layout,
+    `base` (beside the base model, in that layout), or `untrained` (started from the base's UNet)."""
 
     weights: str | None = None
     revision: str | None = None
@@ -112,10 +113,6 @@ class SampleConfig:
     reference: int = _between(1, 1000, default=1)
 
     def __post_init__(self) -> None:
-        for name in ("width", "height"):
-            size = getattr(self, name)
-            if size is not None and size % 8:
-                raise ConfigError(f"sample.{name}={size} is not a multiple of 8.", f"Use {round(size / 8) * 8 or 8}.")
         if self.sampler == "fusion-only" and self.fusion_steps == 0:
             raise ConfigError(
                 "sample.sampler=fusion-only with sample.fusion_steps=0 leaves nothing to do.",
@@ -214,6 +211,8 @@ def _build(cls: type, values: Any, path: str) -> Any:
                 if near
                 else f"Known keys here: {', '.join(known)}.",
             )
+        if is_dataclass(known[key].default) and isinstance(value, Mapping):
+            value = merge(asdict(known[key].default), value)
         arguments[key] = _coerce(value, hints[key], full)
         _check_range(arguments[key], known[key].metadata, full)
     for name, item in known.items():

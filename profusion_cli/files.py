@@ -6,10 +6,11 @@ import errno
 import hashlib
 import mmap
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,7 +125,7 @@ def _write_failure(target: str, error: OSError) -> OutputError:
 
 @contextmanager
 def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that becomes `target` only when the block ends well.
+    """A binary file, readable too, that becomes `target` only when the block ends well.
 
     The data goes to a temporary file beside the target, is flushed to the disk, and takes the
     target's name in one step; with `-` it goes to standard output in one piece at the end. Missing
@@ -132,22 +133,29 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
 
     Raises:
         OutputError: the target exists (without `force`), or the system refuses to write it.
+        BrokenPipeError: nobody reads standard output any more.
     """
     if str(target) == STDIO:
-        with tempfile.TemporaryFile() as spool:
-            yield spool
-            spool.seek(0)
-            while chunk := spool.read(1 << 20):
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+        try:
+            with tempfile.TemporaryFile() as spool:
+                yield spool
+                spool.seek(0)
+                shutil.copyfileobj(spool, sys.stdout.buffer, 1 << 20)
+                sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # whoever reads has had enough: not an error of ours
+        except OSError as error:
+            with suppress(OSError):  # what is stuck in the buffer would fail once more at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise _write_failure(str(target), error) from error
         return
     path = Path(target)
-    check_output(path, force)
     temporary: str | None = None
     try:
+        check_output(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        handle, temporary = tempfile.mkstemp(prefix=".profusion-", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -30,13 +30,13 @@ UNUSED: dict[str, tuple[str, ...]] = {
 def picture_name(number: int, prompt: str, seed: int) -> str:
     """File name of a picture: number of the prompt, its words, and the seed."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().replace("*", "")).strip("-")[:60].strip("-")
-    return f"{number + 1:02d}-{words}-{seed}.png"
+    return f"{number + 1:02d}-{words or 'picture'}-{seed}.png"
 
 
 def lineage(bundle: Bundle) -> dict[str, Any]:
     """What a picture remembers of a subject: the bundle, and the photos that it was made from."""
     return {
-        "name": bundle.name,
+        "name": Path(bundle.name).name,
         "sha256": bundle.sha256,
         "inputs": bundle.manifest["inputs"],
         "parents": bundle.manifest["parents"],

@@ -70,12 +70,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 def png_of_size(width: int, height: int) -> bytes:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + header
-        + png_chunk(b"IDAT", zlib.compress(b"\0" * 64))
-        + png_chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 64)) + png_chunk(b"IEND", b"")
 
 
 # Decoding
@@ -260,14 +255,10 @@ def minimal_profile(kind: bytes, space: bytes, pcs: bytes, tag: bytes, body: byt
 
 def test_cmyk_goes_through_its_own_profile():
     white, green, black = (255, 128, 128), (200, 40, 200), (0, 128, 128)  # Lab, 8 bits
-    corners = [
-        black if key else green if cyan else white for cyan in (0, 1) for _ in range(4) for key in (0, 1)
-    ]
+    corners = [black if key else green if cyan else white for cyan in (0, 1) for _ in range(4) for key in (0, 1)]
     ramps = bytes(range(256))
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
-    table = (
-        struct.pack(">4s4xBBBx", b"mft1", 4, 3, 2) + matrix + ramps * 4 + bytes(sum(corners, ())) + ramps * 3
-    )
+    table = struct.pack(">4s4xBBBx", b"mft1", 4, 3, 2) + matrix + ramps * 4 + bytes(sum(corners, ())) + ramps * 3
     profile = minimal_profile(b"prtr", b"CMYK", b"Lab ", b"A2B0", table)
     picture = Image.new("CMYK", (64, 40))
     picture.paste((255, 0, 0, 0), (32, 0, 64, 40))
@@ -406,9 +397,7 @@ def test_the_sheet_grows_with_its_rows_and_columns():
 def test_every_text_is_drawn(what):
     def sheet(**text: str) -> np.ndarray:
         text = {"prompt": "S* on a beach", "caption": "me.png", "title": "seed 1"} | text
-        return pixels(
-            images.contact_sheet([(text["prompt"], [GREEN])], [(text["caption"], RED)], 64, text["title"])
-        )
+        return pixels(images.contact_sheet([(text["prompt"], [GREEN])], [(text["caption"], RED)], 64, text["title"]))
 
     assert sheet().shape == sheet(**{what: "abc"}).shape
     assert (sheet() != sheet(**{what: "abc"})).any()
@@ -427,9 +416,7 @@ def test_a_long_label_stays_beside_its_row():
         assert ((long == (0, 255, 0)).all(axis=-1) == (short == (0, 255, 0)).all(axis=-1)).all()
 
 
-@pytest.mark.parametrize(
-    "text", ["日本語の写真", "кириллица", "🙂 S*", "a\nb\t\0c", "\udcff bad bytes", "עברית"]
-)
+@pytest.mark.parametrize("text", ["日本語の写真", "кириллица", "🙂 S*", "a\nb\t\0c", "\udcff bad bytes", "עברית"])
 def test_no_character_crashes_the_sheet(text):
     images.contact_sheet([(text, [GREEN])], [(text, RED)], 64, title=text)
 
@@ -439,9 +426,7 @@ def test_an_accented_letter_is_drawn_as_its_base_letter():
     assert sheets[0].tobytes() == sheets[1].tobytes()
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"), [((200, 100), (128, 64)), ((30, 60), (64, 128)), ((4000, 2), (128, 1))]
-)
+@pytest.mark.parametrize(("size", "shown"), [((200, 100), (128, 64)), ((30, 60), (64, 128)), ((4000, 2), (128, 1))])
 def test_a_picture_keeps_its_aspect_in_the_cell(size, shown):
     sheet = images.contact_sheet([("S*", [Image.new("RGB", size, "lime")])], [], 128)
     found = np.argwhere((pixels(sheet) == (0, 255, 0)).all(axis=-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,9 @@ def configure(
     base = config.base
     if base_model is not None:
         base = replace(base, id=base_model, revision=None, random=None)
-    if base.random is None and Path(base.id).expanduser().is_dir():
+        if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
+            config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
+    if base.random is None and os.path.isdir(os.path.expanduser(base.id)):
         base = replace(base, id=str(Path(base.id).expanduser().resolve()))
     return replace(config, base=base)
 

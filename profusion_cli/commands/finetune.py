@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -98,7 +99,7 @@ def finetune(
     from profusion_cli.runtime.subjects import make_subject
 
     squares = [crop_square(picture.image, config.base.resolution) for picture in pictures]
-    inputs = [{"kind": "photo", "name": picture.name, "sha256": picture.sha256} for picture in pictures]
+    inputs = [{"kind": "photo", "name": Path(picture.name).name, "sha256": picture.sha256} for picture in pictures]
     made = make_subject(config, squares, inputs, remember(config), target, force, output)
     if target != STDIO:
         output.line(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +43,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     bundles: list[str] = []
     for argument in arguments:
-        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or Path(argument).is_file():
+        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument):
             bundles.append(argument)
         else:
             break
@@ -234,11 +234,15 @@ def sample(
     if dry_run:
         print_config(config)
         return
-    class_words = [class_word or bundle.manifest["config"]["class_word"] for bundle in bundles]
     check_same_base(bundles)
+    class_words = [bundle.manifest["config"]["class_word"] for bundle in bundles]
+    if class_word is not None or config.class_word != class_words[0]:
+        class_words = [config.class_word] * len(bundles)
     prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
     targets = plan_targets(target, prompts, config, force, as_json)
     if sheet is not None:
+        if sheet == STDIO or sheet in targets.values():
+            raise UsageError(f"--sheet '{sheet}' is where something else goes.", "Give the sheet a file of its own.")
         check_target(sheet, force)
     warn_if_random(config, output)
 

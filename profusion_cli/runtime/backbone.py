@@ -213,19 +213,29 @@ class BaseModel:
             )
         return timesteps
 
-    @cached_property
-    def _vae_config(self) -> dict[str, Any]:
-        return json.loads((self.files("vae").folder / "config.json").read_text(encoding="utf-8"))
+    def _settings(self, name: str) -> dict[str, Any]:
+        return json.loads((self.files(name).folder / "config.json").read_text(encoding="utf-8"))
 
     @property
     def vae_scaling_factor(self) -> float:
         """Latents are the VAE's times this (0.18215 for Stable Diffusion 2)."""
-        return float(self._vae_config.get("scaling_factor", 0.18215))
+        return float(self._settings("vae").get("scaling_factor", 0.18215))
 
-    @property
-    def latent_scale(self) -> int:
-        """Pixels per latent in each direction (8 for Stable Diffusion)."""
-        return 2 ** (len(self._vae_config["block_out_channels"]) - 1)
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of the latents of a picture.
+
+        Raises:
+            ConfigError: a side that the VAE and the UNet cannot halve as often as they must.
+        """
+        scale = 2 ** (len(self._settings("vae")["block_out_channels"]) - 1)
+        smallest = scale * 2 ** (len(self._settings("unet")["block_out_channels"]) - 1)
+        for name, size in (("width", width), ("height", height)):
+            if size % smallest:
+                raise ConfigError(
+                    f"A {name} of {size} pixels is not a multiple of {smallest}, which this base model needs.",
+                    f"Use {max(round(size / smallest), 1) * smallest}.",
+                )
+        return height // scale, width // scale
 
     def release(self, *names: str) -> None:
         """Let loaded parts go, to free their memory."""
@@ -292,7 +302,7 @@ class BaseModel:
         return {name: fingerprint(self.files(name), keep[name]) for name in names}
 
     def _used_text_weights(self) -> Callable[[str], bool]:
-        settings = json.loads((self.files("text_encoder").folder / "config.json").read_text(encoding="utf-8"))
+        settings = self._settings("text_encoder")
         settings = settings.get("text_config", settings)
         used = settings.get("num_hidden_layers", 12) - self.config.clip_skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        return Path(self.id).expanduser().is_dir()
+        return os.path.isdir(os.path.expanduser(self.id))
 
     def __str__(self) -> str:
         return f"{self.id}/{self.subfolder}" if self.subfolder else self.id
@@ -77,16 +78,16 @@ def _missing(source: Source, what: str) -> UnavailableError:
             f"{what} is not in the folder '{folder}'.",
             f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
         )
+    if source.id.startswith((".", "/", "~")) or source.id.count("/") != 1:
+        return UnavailableError(
+            f"There is no folder '{source.id}', and it is no Hub id.",
+            f"Point to an existing folder with {source.option}.",
+        )
     if constants.HF_HUB_OFFLINE:
         return UnavailableError(
             f"{what} of '{source}' is not in the local cache '{constants.HF_HUB_CACHE}', and offline mode is on "
             "(HF_HUB_OFFLINE).",
             f"Turn offline mode off to download it, or point to a local folder with {source.option}.",
-        )
-    if source.id.startswith((".", "/", "~")) or source.id.count("/") != 1:
-        return UnavailableError(
-            f"There is no folder '{source.id}', and it is no Hub id.",
-            f"Point to an existing folder with {source.option}.",
         )
     return UnavailableError(
         f"{what} of '{source}' (revision {source.revision or 'main'}) could not be downloaded, and is not in the "

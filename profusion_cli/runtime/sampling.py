@@ -10,7 +10,7 @@ from PIL import Image
 
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config, SampleConfig
-from profusion_cli.errors import BundleError, ConfigError, InputError
+from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.denoiser import PromptDenoiser, PromptTokens, Subject, tokenize_prompt
@@ -100,6 +100,8 @@ class Sampler:
         self.base, self.settings, self.seed = base, config.sample, config.seed
         self.scales, shares = subject_weights(config.sample, len(bundles))
         self.timesteps = base.timesteps(config.sample.steps)
+        resolution = config.base.resolution
+        self.latent_size = base.latent_size(config.sample.width or resolution, config.sample.height or resolution)
         for bundle in bundles:
             check_base(bundle, base, ("unet", "vae", "text_encoder"))
         self.subjects = [
@@ -144,19 +146,6 @@ class Sampler:
             subject_prompt="full" if config.sample.sampler == "cfg" else config.sample.subject_prompt,
         )
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
-        scale, resolution = self.base.latent_scale, self.base.config.resolution
-        height, width = self.settings.height or resolution, self.settings.width or resolution
-        smallest = scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for name, size in (("height", height), ("width", width)):
-            if size % smallest:
-                raise InputError(
-                    f"--{name} {size} is not a multiple of {smallest}, which this base model needs.",
-                    f"Use {max(round(size / smallest), 1) * smallest}.",
-                )
-        return self.unet.config.in_channels, height // scale, width // scale
-
     @torch.inference_mode()
     def draw(self, progress: Callable[[int], None]) -> Iterator[Picture]:
         """All pictures, prompt by prompt, in batches; each has a generator of its own.
@@ -164,7 +153,8 @@ class Sampler:
         Args:
             progress: called with the number of sampler steps done, over all batches.
         """
-        settings, shape = self.settings, self.latent_shape()
+        settings = self.settings
+        shape = (self.unet.config.in_channels, *self.latent_size)
         done = 0
         for number, tokens in enumerate(self.tokens):
             denoiser = PromptDenoiser(

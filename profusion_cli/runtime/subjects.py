@@ -68,6 +68,7 @@ def make_subject(
             output.note(f"PromptNet: {config.promptnet.note}.")
         promptnet = loaded.promptnet
         check_fit(promptnet, base)
+        base.latent_size(config.base.resolution, config.base.resolution)
         mean, std = base.encode_moments(squares)
         promptnet.tokens_for(mean.shape[-1])
         views = Views(mean, std, base.encode_image_tokens(squares))
@@ -101,7 +102,7 @@ def make_subject(
             "parents": list(loaded.parents),
             "promptnet": promptnet_section(promptnet),
             "promptnet_source": loaded.source,
-            "losses": [round(loss, 6) for loss in tuned.losses],
+            "loss": {"first": tuned.losses[0], "last": tuned.losses[-1]} if tuned.losses else None,
         }
         sha256 = write_bundle(target, manifest, files, preview_strip(squares), force)
     return {

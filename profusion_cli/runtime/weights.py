@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -33,6 +33,7 @@ PROMPTNET_FILE = "promptnet.safetensors"
 UNET_FILE = "unet.safetensors"
 VIEWS_FILE = "views.safetensors"
 UNTRAINED = "untrained"
+BESIDE_BASE = "base"
 RESIDUAL_HEADS = ("residual_projections", "mid_residual_projection")
 
 
@@ -44,13 +45,11 @@ class LoadedPromptNet:
         promptnet: float32, on the CPU.
         source: for the manifest: kind, id and hashes.
         parents: SHA-256 of the bundle it was read from, if it was one.
-        dropped: names of official weights that the method does not use.
     """
 
     promptnet: PromptNet
     source: dict[str, Any]
     parents: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
 
 
 def tensors_of(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
@@ -150,7 +149,7 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
     """The PromptNet that a configuration names.
 
     Args:
-        config: `weights` is a .pfz file, a folder or Hub id in the authors' layout, or `untrained`.
+        config: see `PromptNetSource`.
         base: the base model it must fit.
         seed: of the new parameters of an untrained one.
 
@@ -174,9 +173,9 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
             seed=seed,
         )
         return LoadedPromptNet(promptnet.eval(), {"weights": UNTRAINED, "seed": seed})
-    path = Path(config.weights).expanduser()
-    if path.is_file():
-        data = read_source(str(path))
+    path = os.path.expanduser(config.weights)
+    if os.path.isfile(path):
+        data = read_source(path)
         if not looks_like_bundle(data):
             raise BundleError(
                 f"'{config.weights}' is not a bundle.", "Give a .pfz file, or a folder in the authors' layout."
@@ -184,10 +183,14 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
         bundle = read_bundle(data, config.weights).require("promptnet")
         check_base(bundle, base, ("unet", "text_encoder", "vision"))
         promptnet = promptnet_from_bundle(bundle)
-        return LoadedPromptNet(promptnet, {"weights": path.name, "sha256": bundle.sha256}, (bundle.sha256,))
-    source = Source(config.weights, config.revision, config.subfolder, "--promptnet FILE")
-    promptnet, dropped, hashes = read_official(source, config.sha256)
-    return LoadedPromptNet(promptnet, {"weights": config.weights, "files": hashes}, (), dropped)
+        origin = {"weights": os.path.basename(path), "sha256": bundle.sha256}
+        return LoadedPromptNet(promptnet, origin, (bundle.sha256,))
+    place, revision = (
+        (base.config.id, base.config.revision) if config.weights == BESIDE_BASE else (config.weights, config.revision)
+    )
+    source = Source(place, revision, config.subfolder, "--promptnet FILE")
+    promptnet, _, hashes = read_official(source, config.sha256)
+    return LoadedPromptNet(promptnet, {"weights": place, "files": hashes})
 
 
 def check_fit(promptnet: PromptNet, base: BaseModel) -> None:

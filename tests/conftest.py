@@ -1,0 +1,77 @@
+"""Shared fixtures: a tiny base model of random weights, and subjects made on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner, Result
+
+from profusion_cli.app import app
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+REFERENCE = SHARED / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorded reference data is not here")
+
+
+def run(*arguments: object, **options: object) -> Result:
+    """One command in this process; `exit_code`, `stdout` and `stderr` of the result are what a shell would see."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def ok(*arguments: object, **options: object) -> Result:
+    """One command that must succeed."""
+    result = run(*arguments, **options)
+    assert result.exit_code == 0, f"{arguments}\n{result.stderr}\n{result.exception!r}"
+    return result
+
+
+def draw_photo(path: Path, colour: str = "tan", size: tuple[int, int] = (160, 140)) -> Path:
+    """A picture that is no square and not symmetric."""
+    image = Image.new("RGB", size, "steelblue")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((40, 20, 110, 120), fill=colour)
+    draw.rectangle((60, 50, 70, 60), fill="black")
+    image.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def photo(work: Path) -> Path:
+    return draw_photo(work / "face.png")
+
+
+@pytest.fixture(scope="session")
+def base_folder(work: Path) -> Path:
+    """A tiny base model in diffusers' layout, on the disk."""
+    from profusion_cli.runtime.random_base import build_random_base
+
+    folder = work / "base"
+    build_random_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def subject(work: Path, photo: Path) -> Path:
+    """A subject bundle fine-tuned for two steps on the preset `tiny-random`."""
+    target = work / "me.pfz"
+    ok("finetune", photo, "--preset", "tiny-random", "--steps", 2, "--lr", "1e-3", "-o", target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def other_subject(work: Path) -> Path:
+    """A second subject, of another photo and class."""
+    target = work / "you.pfz"
+    picture = draw_photo(work / "thing.png", "olive")
+    ok("finetune", picture, "--preset", "tiny-random", "--steps", 1, "--class-word", "a dog", "-o", target)
+    return target

@@ -1,0 +1,345 @@
+"""Base models and PromptNets from folders: file formats, fingerprints, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from profusion_cli.bundle import read_bundle
+from profusion_cli.config import BaseConfig
+from profusion_cli.errors import DeviceError, UnavailableError
+from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.device import is_out_of_memory, resolve_device, resolve_placement
+from profusion_cli.runtime.hub import Source, find_files
+from tests.conftest import REFERENCE, needs_reference, ok, run
+
+PARTS = ("unet", "vae", "text_encoder", "vision")
+
+
+def base_at(folder: Path, **settings) -> BaseModel:
+    return BaseModel(BaseConfig(str(folder), **settings), resolve_placement("cpu", "auto", False))
+
+
+def weights_file(folder: Path, part: str) -> Path:
+    return (
+        folder
+        / part
+        / ("model.safetensors" if part in ("text_encoder", "vision") else "diffusion_pytorch_model.safetensors")
+    )
+
+
+def converted(base_folder: Path, target: Path, convert) -> Path:
+    """A copy of the base model whose weights went through `convert(part, path, state)`."""
+    shutil.copytree(base_folder, target)
+    for part in PARTS:
+        path = weights_file(target, part)
+        state = safetensors.torch.load_file(path)
+        path.unlink()
+        convert(part, path, state)
+    return target
+
+
+def as_half(part, path, state):
+    safetensors.torch.save_file({name: tensor.half() for name, tensor in state.items()}, path)
+
+
+def as_bin(part, path, state):
+    name = "pytorch_model.bin" if part in ("text_encoder", "vision") else "diffusion_pytorch_model.bin"
+    torch.save(state, path.with_name(name))
+
+
+def as_half_variant(part, path, state):
+    as_half(part, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")), state)
+
+
+def as_shards(part, path, state):
+    names = sorted(state)
+    halves, weight_map = (names[::2], names[1::2]), {}
+    for i, half in enumerate(halves):
+        shard = path.with_name(path.name.replace(".safetensors", f"-{i + 1:05d}-of-00002.safetensors"))
+        safetensors.torch.save_file({name: state[name] for name in half}, shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(half, shard.name)
+    size = sum(tensor.numel() * 4 for tensor in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("convert", [as_half, as_bin, as_half_variant, as_shards])
+def test_every_file_format_loads_and_has_the_same_fingerprint(base_folder, tmp_path, convert):
+    original, other = base_at(base_folder), base_at(converted(base_folder, tmp_path / "other", convert))
+    assert other.fingerprints(*PARTS) == original.fingerprints(*PARTS)
+    for part in ("unet", "vae", "vision"):
+        theirs = getattr(other, part).state_dict()
+        for name, tensor in getattr(original, part).state_dict().items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(other.text.encode("a cat"), original.text.encode("a cat"), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_other_weights_have_another_fingerprint(base_folder, tmp_path, part):
+    def shifted(name, path, state):
+        change = 0.01 if name == part else 0.0
+        last = max(key for key, tensor in state.items() if tensor.ndim)
+        safetensors.torch.save_file(state | {last: state[last] + change}, path)
+
+    original = base_at(base_folder).fingerprints(*PARTS)
+    other = base_at(converted(base_folder, tmp_path / "other", shifted)).fingerprints(*PARTS)
+    assert {name for name in PARTS if original[name] != other[name]} == {part}
+
+
+def test_skipped_text_layers_do_not_count(base_folder, tmp_path):
+    """A text encoder that ends where it is read, and one with further layers that are skipped, are the same."""
+
+    def shorter(part, path, state):
+        if part == "text_encoder":
+            state = {name: tensor for name, tensor in state.items() if "layers.2." not in name}
+            config = path.with_name("config.json")
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 2}))
+        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+
+    short = base_at(converted(base_folder, tmp_path / "short", shorter))
+    long = base_at(base_folder, clip_skip=1)
+    assert short.fingerprints("text_encoder") == long.fingerprints("text_encoder")
+    assert short.fingerprints("text_encoder") != base_at(base_folder).fingerprints("text_encoder")
+    torch.testing.assert_close(short.text.encode("a cat"), long.text.encode("a cat"))
+    assert (long.text.encode("a cat") - base_at(base_folder).text.encode("a cat")).abs().max() > 1e-3
+
+
+def test_random_bases_are_seeded(base_folder, tmp_path):
+    from profusion_cli.runtime.random_base import build_random_base
+
+    build_random_base(tmp_path / "again")
+    build_random_base(tmp_path / "other", seed=1)
+    prints = [base_at(folder).fingerprints(*PARTS) for folder in (base_folder, tmp_path / "again", tmp_path / "other")]
+    assert prints[0] == prints[1]
+    assert all(prints[0][part] != prints[2][part] for part in PARTS)
+
+
+@needs_reference
+def test_the_tokenizer_is_clips(base_folder):
+    for name in ("vocab.json", "merges.txt"):
+        theirs = (REFERENCE / "official-checkpoint/tokenizer" / name).read_text(encoding="utf-8")
+        ours = (base_folder / "tokenizer" / name).read_text(encoding="utf-8")
+        assert (json.loads(ours) == json.loads(theirs)) if name.endswith("json") else ours == theirs
+
+
+# --- what is said when something is missing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "title"),
+    [
+        ("unet", "The UNet"),
+        ("vae", "The VAE"),
+        ("text_encoder", "The text encoder"),
+        ("tokenizer", "The tokenizer"),
+        ("scheduler", "The scheduler"),
+        ("vision", "The vision tower"),
+    ],
+)
+def test_a_missing_part_is_named(base_folder, photo, tmp_path, part, title):
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    shutil.rmtree(folder / part)
+    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 8, result.stderr
+    assert title in result.stderr
+    assert str(folder / part) in result.stderr.replace("\n", "")
+    assert "--base-model" in result.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"no weights", b"\xff" * 100])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_damaged_weights_are_named(base_folder, photo, tmp_path, part, damage):
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    weights_file(folder, part).write_bytes(damage)
+    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 8, result.stderr
+    assert str(folder / part) in result.stderr.replace("\n", "")
+
+
+def test_weights_that_lack_tensors_are_refused_not_drawn_at_random(base_folder, tmp_path):
+    def incomplete(part, path, state):
+        if part in ("unet", "text_encoder"):
+            del state[next(name for name in sorted(state) if name.endswith("q_proj.weight") or "to_q.weight" in name)]
+        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+
+    base = base_at(converted(base_folder, tmp_path / "other", incomplete))
+    for part in ("unet", "text"):
+        with pytest.raises(UnavailableError, match="lacks 1 of its weights"):
+            getattr(base, part)
+
+
+def test_bin_files_cannot_run_code(base_folder, tmp_path):
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    def poisoned(part, path, state):
+        name = "pytorch_model.bin" if part in ("text_encoder", "vision") else "diffusion_pytorch_model.bin"
+        torch.save({**state, "evil": Evil()}, path.with_name(name))
+
+    base = base_at(converted(base_folder, tmp_path / "other", poisoned))
+    with pytest.raises(UnavailableError):
+        base.fingerprints("unet")
+    for part in ("unet", "vae", "vision"):
+        with pytest.raises(UnavailableError):
+            getattr(base, part)
+    assert not marker.exists()
+
+
+def test_a_hub_id_that_is_not_at_hand(photo, tmp_path, monkeypatch):
+    """Offline, and nothing in the cache: id, cache folder, offline mode and the way out are named."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = run("finetune", photo, "--preset", "sd2", "-o", tmp_path / "x.pfz")
+    text = result.stderr.replace("\n", "")
+    assert result.exit_code == 8, result.stderr
+    for part in ("PhilSad/profusion_sd2", "HF_HUB_OFFLINE", "--promptnet", str(tmp_path / "cache")):
+        assert part in text
+    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", "some/model", "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 8
+    assert "some/model" in result.stderr
+    with pytest.raises(UnavailableError, match=r"no folder '\./nowhere'"):
+        find_files(Source("./nowhere", None, "unet", "--base-model FOLDER"), "The UNet", ("config.json",))
+
+
+def test_no_promptnet_for_the_preset(photo, tmp_path, base_folder):
+    result = run("finetune", photo, "--preset", "sd2-768", "--base-model", base_folder, "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 8
+    assert "--promptnet" in result.stderr
+    assert "import" in result.stderr
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    for name in ("gpu", "tpu:0", "meta"):
+        with pytest.raises(DeviceError, match=name):
+            resolve_device(name)
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no CUDA GPU"):
+            resolve_device("cuda")
+    placement = resolve_placement("cpu", "auto", training=True)
+    assert (placement.dtype, placement.autocast) == (torch.float32, "no")
+
+
+def test_out_of_memory_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+# --- import --------------------------------------------------------------------------------------------------
+
+
+def official(base_folder: Path, folder: Path, kind: str = "bin") -> Path:
+    """A PromptNet on the tiny base in the authors' released layout, unused residual heads included."""
+    from profusion_cli.runtime.promptnet import PromptNet
+
+    base = base_at(base_folder)
+    promptnet = PromptNet.from_unet(base.unet, 32, 32, 2, 16)
+    config = dict(base.unet.config) | {
+        "_class_name": "PromptNetModel",
+        "prompt_channel": 32,
+        "region_kernel_size": 2,
+        "region_proj_channel": 16,
+        "use_res": True,
+        "with_noise": True,
+    }
+    (folder / "promptnet").mkdir(parents=True)
+    (folder / "promptnet" / "config.json").write_text(json.dumps(config))
+    state = promptnet.state_dict() | {
+        "residual_projections.0.weight": torch.zeros(2, 2),
+        "mid_residual_projection_2.weight": torch.zeros(2, 2),
+    }
+    if kind == "bin":
+        torch.save(state, folder / "promptnet" / "diffusion_pytorch_model.bin")
+    else:
+        safetensors.torch.save_file(state, folder / "promptnet" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_import_then_finetune_then_sample(base_folder, photo, tmp_path, kind):
+    folder, promptnet = official(base_folder, tmp_path / "official", kind), tmp_path / "p.pfz"
+    result = ok("import", folder, "-o", promptnet, "--save-dtype", "float32")
+    assert "Dropped 2 weights" in result.stderr
+    assert "mid_residual_projection_2.weight" in result.stderr
+    bundle = read_bundle(promptnet.read_bytes(), "p.pfz")
+    assert bundle.kind == "promptnet"
+    common = ("--preset", "tiny-random", "--base-model", base_folder, "--steps", 1)
+    ok("finetune", photo, *common, "--promptnet", promptnet, "-o", tmp_path / "a.pfz")
+    ok("finetune", photo, *common, "--promptnet", folder, "-o", tmp_path / "b.pfz")
+    made = [read_bundle((tmp_path / name).read_bytes(), name) for name in ("a.pfz", "b.pfz")]
+    assert made[0].manifest["parents"] == [bundle.sha256]
+    assert made[1].manifest["parents"] == []
+    assert bytes(made[0].read("promptnet.safetensors")) == bytes(made[1].read("promptnet.safetensors"))
+    ok("sample", tmp_path / "a.pfz", "S*", "--steps", 1, "-o", tmp_path / "x.png")
+
+
+def test_what_import_refuses(base_folder, tmp_path):
+    folder = official(base_folder, tmp_path / "official")
+    config_file = folder / "promptnet" / "config.json"
+    config = json.loads(config_file.read_text())
+    for change, message in (
+        ({"with_noise": False}, "with_noise"),
+        ({"prompt_channel": None}, "not a PromptNet"),
+        ({"prompt_channel": 16}, "does not fit"),
+    ):
+        edited = {key: value for key, value in (config | change).items() if value is not None}
+        config_file.write_text(json.dumps(edited))
+        result = run("import", folder, "-o", tmp_path / "p.pfz")
+        assert result.exit_code == 8, result.stderr
+        assert message in result.stderr
+    assert run("import", tmp_path / "nowhere", "-o", tmp_path / "p.pfz").exit_code == 8
+    assert run("import", base_folder, "--subfolder", "unet", "-o", tmp_path / "p.pfz").exit_code == 8
+    assert run("import", folder, "--save-dtype", "int8", "-o", tmp_path / "p.pfz").exit_code == 2
+    assert not (tmp_path / "p.pfz").exists()
+
+
+def test_a_pinned_promptnet_must_be_the_pinned_file(base_folder, photo, tmp_path):
+    folder = official(base_folder, tmp_path / "official")
+    common = ("--preset", "tiny-random", "--base-model", base_folder, "--steps", 0, "--promptnet", folder)
+    result = run("finetune", photo, *common, "--set", f"promptnet.sha256={'ab' * 32}", "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 8
+    assert "pins" in result.stderr
+
+
+def test_bundles_of_another_base_are_refused(base_folder, subject, photo, tmp_path):
+    from profusion_cli.runtime.random_base import build_random_base
+
+    build_random_base(tmp_path / "other", seed=3)
+    result = run("sample", subject, "S*", "--base-model", tmp_path / "other", "-o", tmp_path / "x.png")
+    assert result.exit_code == 4
+    assert "unet" in result.stderr
+    ok("sample", subject, "S*", "--steps", 1, "--base-model", base_folder, "-o", tmp_path / "x.png")
+    other = tmp_path / "other.pfz"
+    ok("finetune", photo, "--preset", "tiny-random", "--base-model", tmp_path / "other", "--steps", 0, "-o", other)
+    result = run("sample", subject, other, "S*", "-o", tmp_path / "y.png")
+    assert result.exit_code == 4
+    assert "different base models" in result.stderr
+
+
+@needs_reference
+def test_the_official_checkpoint_end_to_end(photo, tmp_path):
+    checkpoint, promptnet = REFERENCE / "official-checkpoint", tmp_path / "p.pfz"
+    result = ok("import", checkpoint, "-o", promptnet)
+    assert "Dropped 39 weights" in result.stderr
+    common = ("--preset", "authors", "--base-model", checkpoint, "--set", "finetune.gradient_accumulation=1")
+    ok("finetune", photo, *common, "--promptnet", promptnet, "--steps", 2, "--batch-size", 1, "-o", tmp_path / "me.pfz")
+    ok("sample", tmp_path / "me.pfz", "S* at sea", "--steps", 2, "-o", tmp_path / "x.png")
+    ok("finetune", photo, *common, "--steps", 0, "-o", tmp_path / "beside.pfz")
+    manifest = read_bundle((tmp_path / "beside.pfz").read_bytes(), "beside.pfz").manifest
+    assert manifest["promptnet_source"]["weights"] == str(checkpoint.resolve())

@@ -1,0 +1,368 @@
+"""The command line: help, pipes, bad input, and that nothing is lost or half written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from profusion_cli import __version__
+from profusion_cli.bundle import read_bundle, write_bundle
+from tests.conftest import SHARED, draw_photo, ok, run
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("finetune", "sample", "import", "inspect", "presets")
+needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")
+
+
+def flat(result) -> str:
+    return " ".join(result.stderr.split())
+
+
+# --- help ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], *[[command] for command in COMMANDS]])
+def test_help_needs_no_torch(arguments):
+    """In a process of its own: no module of the heavy libraries is imported."""
+    script = (
+        "import sys; from profusion_cli.app import app\n"
+        "try: app(sys.argv[1:] + ['--help'], standalone_mode=False)\n"
+        "finally:\n"
+        "    heavy = ('torch', 'diffusers', 'transformers', 'numpy', 'PIL')\n"
+        "    print('HEAVY', [m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_every_option_is_described():
+    for command in COMMANDS:
+        text = run(command, "--help", env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+        options = set(re.findall(r"--[a-z][a-z-]+", text))
+        assert {"--help"} <= options
+        for line in text.splitlines():
+            if match := re.match(r"│\s+\*?\s+--([a-z-]+)\s", line):
+                assert len(line.split(match.group(1), 1)[1].strip(" │").split()) > 2, line
+
+
+def test_readme_and_program_agree():
+    """Every option and command that the README names exists, and every preset is in its table."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = set().union(
+        *(
+            set(re.findall(r"--[a-z][a-z-]+", run(command, "--help", env={"COLUMNS": "200"}).stdout))
+            for command in COMMANDS
+        )
+    )
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
+    assert named <= known | {"--help"}
+    assert set(re.findall(r"profusion ([a-z]+) ", readme)) <= set(COMMANDS)
+    for preset in (ROOT / "presets").glob("*.yaml"):
+        assert f"| `{preset.stem}`" in readme
+
+
+def test_changelog_has_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = [line for line in readme.splitlines() if "python -m pytest" in line]
+    assert block[0] == "python -m pip install -e '.[test]' && python -m pytest"
+    assert "grep -m 1 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_version():
+    assert ok("--version").stdout == f"profusion {__version__}\n"
+
+
+# --- bad input -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Loading any part of a base model fails the test: the mistake must be found before."""
+    from profusion_cli.runtime.backbone import BaseModel
+
+    monkeypatch.setattr(BaseModel, "_load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(BaseModel, "__enter__", lambda *a: pytest.fail("the base model was opened"))
+
+
+BAD_FINETUNE = {
+    "missing photo": (["nowhere.png"], 5, "nowhere.png"),
+    "folder as photo": (["folder"], 5, "is a folder"),
+    "not an image": (["text.png"], 5, "text.png"),
+    "empty file": (["empty.png"], 5, "is empty"),
+    "truncated image": (["cut.png"], 5, "cut.png"),
+    "bundle as photo": (["me.pfz"], 5, "bundle"),
+    "two standard inputs": (["-", "-"], 2, "twice"),
+    "unknown preset": (["face.png", "--preset", "tiny-randm"], 3, "tiny-random"),
+    "unknown key": (["face.png", "--set", "finetune.step=3"], 3, "finetune.steps"),
+    "unknown choice": (["face.png", "--train", "atention"], 3, "attention"),
+    "batch out of range": (["face.png", "--batch-size", "0"], 3, "finetune.batch_size=0"),
+    "no such device": (["face.png", "--device", "gpu"], 6, "gpu"),
+    "option of the wrong type": (["face.png", "--steps", "many"], 2, "Invalid value"),
+    "unknown option": (["face.png", "--stpes", "3"], 2, "--stpes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FINETUNE)
+def test_finetune_bad_input(case, photo, subject, tmp_path, monkeypatch, no_models):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "face.png").write_bytes(photo.read_bytes())
+    (tmp_path / "me.pfz").write_bytes(subject.read_bytes())
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:300])
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    arguments, code, message = BAD_FINETUNE[case]
+    preset = [] if "--preset" in arguments else ["--preset", "tiny-random"]
+    result = run("finetune", *arguments, *preset, "-o", "out.pfz")
+    assert result.exit_code == code, result.stderr
+    assert message in flat(result)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+BAD_SAMPLE = {
+    "no bundle": (["S* at sea"], 2, "not a bundle"),
+    "no prompt": (["me.pfz"], 2, "no prompt"),
+    "missing bundle": (["nowhere.pfz", "S*"], 5, "nowhere.pfz"),
+    "photo as bundle": (["face.png", "S*"], 4, "face.png"),
+    "truncated": (["cut.pfz", "S*"], 4, "truncated"),
+    "tampered": (["bent.pfz", "S*"], 4, "is damaged"),
+    "newer schema": (["newer.pfz", "S*"], 4, "Upgrade"),
+    "wrong kind": (["promptnet.pfz", "S*"], 4, "holds a promptnet"),
+    "no placeholder": (["me.pfz", "a person at sea"], 5, "no placeholder"),
+    "second of one": (["me.pfz", "S2* at sea"], 5, "only one subject"),
+    "missing prompts file": (["me.pfz", "--prompts", "nowhere.txt"], 5, "nowhere.txt"),
+    "several pictures in one file": (["me.pfz", "S*", "-n", "2", "-o", "x.png"], 2, "2 pictures"),
+    "several pictures on stdout": (["me.pfz", "S*", "S* at sea", "-o", "-"], 2, "2 pictures"),
+    "json on stdout": (["me.pfz", "S*", "-o", "-", "--json"], 2, "--json"),
+    "guidance no number": (["me.pfz", "S*", "--subject-guidance", "a,b"], 2, "a,b"),
+    "useless option": (["me.pfz", "S*", "--sampler", "cfg", "--gamma", "0.5"], 2, "--gamma has no effect"),
+    "gamma out of range": (["me.pfz", "S*", "--gamma", "2"], 3, "sample.gamma=2.0"),
+    "no CUDA": (["me.pfz", "S*", "--device", "cuda:99"], 6, "cuda:99"),
+    "output folder is a file": (["me.pfz", "S*", "-o", "face.png/x"], 9, "face.png"),
+    "output exists": (["me.pfz", "S*", "-o", "face.png"], 9, "--force"),
+    "sheet in the picture's place": (["me.pfz", "S*", "-o", "x.png", "--sheet", "x.png"], 2, "of its own"),
+    "sheet exists": (["me.pfz", "S*", "--sheet", "face.png"], 9, "--force"),
+}
+
+
+def with_manifest(data: bytes, old: bytes, new: bytes) -> bytes:
+    """A bundle whose manifest was edited, and nothing else."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as archive:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename == "manifest.yaml":
+                assert old in content
+                content = content.replace(old, new)
+            archive.writestr(entry, content)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLE)
+def test_sample_bad_input(case, photo, subject, tmp_path, monkeypatch, no_models):
+    monkeypatch.chdir(tmp_path)
+    data = subject.read_bytes()
+    (tmp_path / "face.png").write_bytes(photo.read_bytes())
+    (tmp_path / "me.pfz").write_bytes(data)
+    (tmp_path / "cut.pfz").write_bytes(data[: len(data) // 2])
+    middle = data.index(b"promptnet.safetensors", 1000) + 200_000
+    (tmp_path / "bent.pfz").write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    (tmp_path / "newer.pfz").write_bytes(with_manifest(data, b"schema_version: 1", b"schema_version: 9"))
+    bundle = read_bundle(data, "me.pfz")
+    files = {"promptnet.safetensors": bundle.read("promptnet.safetensors")}
+    write_bundle(tmp_path / "promptnet.pfz", {**bundle.manifest, "kind": "promptnet"}, files)
+    before = sorted(tmp_path.iterdir())
+    arguments, code, message = BAD_SAMPLE[case]
+    result = run("sample", *arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in flat(result)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_message_says_what_and_what_to_do(tmp_path):
+    result = run("finetune", tmp_path / "nowhere.png", "-o", tmp_path / "x.pfz", "--preset", "tiny-random")
+    first, second = [line for line in result.stderr.splitlines() if line]
+    assert first.startswith("Error: There is no file")
+    assert second.endswith(".")
+
+
+def test_existing_output_is_kept_unless_forced(photo, subject, tmp_path):
+    target = tmp_path / "me.pfz"
+    target.write_text("precious")
+    common = ("finetune", photo, "--preset", "tiny-random", "--steps", 0, "-o", target)
+    result = run(*common)
+    assert result.exit_code == 9
+    assert "--force" in result.stderr
+    assert target.read_text() == "precious"
+    ok(*common, "--force")
+    assert read_bundle(target.read_bytes(), "me.pfz").kind == "subject"
+    picture = tmp_path / "pictures" / "01-s-0.png"
+    picture.parent.mkdir()
+    picture.write_text("precious")
+    result = run("sample", subject, "S*", "--steps", 1, "-o", picture.parent)
+    assert result.exit_code == 9
+    assert picture.read_text() == "precious"
+
+
+def test_a_full_disk_leaves_nothing_behind(photo, subject, tmp_path, monkeypatch):
+    original = os.fsync
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("finetune", photo, "--preset", "tiny-random", "--steps", 0, "-o", tmp_path / "me.pfz")
+    assert result.exit_code == 9
+    assert "no space left" in flat(result)
+    result = run("sample", subject, "S*", "--steps", 1, "-o", tmp_path / "x.png")
+    assert result.exit_code == 9
+    monkeypatch.setattr(os, "fsync", original)
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_says_what_to_lower(subject, tmp_path, monkeypatch):
+    import torch
+
+    from profusion_cli.runtime.denoiser import PromptDenoiser
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(PromptDenoiser, "__call__", exhausted)
+    result = run("sample", subject, "S*", "--steps", 1, "-o", tmp_path / "x.png")
+    assert result.exit_code == 6
+    assert "--batch-size" in result.stderr
+    assert "9 GiB" in result.stderr
+
+
+def test_a_bug_is_a_bug(subject, tmp_path, monkeypatch):
+    """Exit code 1 with the traceback; never swallowed."""
+    from profusion_cli.runtime.denoiser import PromptDenoiser
+
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(PromptDenoiser, "__call__", broken)
+    result = run("sample", subject, "S*", "--steps", 1, "-o", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_too_long_a_prompt_as_the_first_argument_is_no_crash(tmp_path):
+    result = run("sample", "S* " * 3000, "-o", tmp_path / "x.png")
+    assert result.exit_code == 2
+
+
+# --- inspect -------------------------------------------------------------------------------------------------
+
+
+def test_inspect_traces_a_picture_to_the_photo(subject, photo, tmp_path):
+    picture = tmp_path / "x.png"
+    ok("sample", subject, "S* at sea", "--steps", 1, "-o", picture)
+    entries = list(yaml.safe_load_all(ok("inspect", picture, subject, photo).stdout))
+    assert [entry["is"] for entry in entries] == ["picture made by profusion", "subject bundle", "photo"]
+    assert [origin["is_the_file"] for origin in entries[0]["made_from"]] == [str(subject), str(photo)]
+    assert [origin["is_the_file"] for origin in entries[1]["made_from"]] == [str(photo)]
+    assert entries[0]["record"]["prompt"] == "S* at sea"
+    alone = yaml.safe_load(ok("inspect", picture).stdout)
+    assert alone["made_from"][1]["what"] == "photo face.png"
+    assert "is_the_file" not in alone["made_from"][1]
+    listed = json.loads(ok("inspect", subject, "--json").stdout)["files"]
+    assert listed[0]["manifest"] == entries[1]["manifest"]
+
+
+def test_inspect_bad_input(subject, photo, tmp_path):
+    other = draw_photo(tmp_path / "other.png", "red")
+    entry = next(iter(yaml.safe_load_all(ok("inspect", subject, other).stdout)))
+    assert "is_the_file" not in entry["made_from"][0]
+    (tmp_path / "text").write_text("hello")
+    assert run("inspect", tmp_path / "text").exit_code == 5
+    assert run("inspect", tmp_path / "nowhere").exit_code == 5
+    (tmp_path / "cut.pfz").write_bytes(subject.read_bytes()[:5000])
+    assert run("inspect", tmp_path / "cut.pfz").exit_code == 4
+
+
+# --- pipes, in a real shell ----------------------------------------------------------------------------------
+
+
+def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "P": f"{sys.executable} -m profusion_cli", **variables}
+    return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, check=False)
+
+
+def test_the_pipe(photo, tmp_path):
+    done = shell(
+        "set -o pipefail; cat $PHOTO | $P finetune - --preset tiny-random --steps 1 -o - "
+        '| $P sample - "S* in anime style" --steps 1 -o - > out.png',
+        tmp_path,
+        PHOTO=str(photo),
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    entry = yaml.safe_load(ok("inspect", tmp_path / "out.png").stdout)
+    assert entry["record"]["subjects"][0]["inputs"][0]["name"] == "standard input"
+
+
+def test_a_failing_pipe_says_why_once(tmp_path):
+    done = shell('$P finetune nowhere.png -o - | $P sample - "S*" -o - > out.png', tmp_path)
+    assert b"There is no file 'nowhere.png'" in done.stderr
+    assert b"Standard input is empty" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_crash(subject, tmp_path):
+    done = shell(f"$P inspect {subject} | head -n 1; echo ${{PIPESTATUS[0]}}", tmp_path)
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == b"0"
+
+
+def test_interrupt_of_a_real_process(photo, tmp_path):
+    """SIGINT while fine-tuning: exit code 130, one word, no files."""
+    import signal
+
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "profusion_cli", "finetune", photo),
+            *("--preset", "tiny-random", "--steps", "100000", "-o", "me.pfz"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr.decode()
+    assert b"Interrupted" in stderr
+    assert b"Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
+
+
+@needs_faces
+def test_photographs(tmp_path):
+    """Two real photographs, alone and together."""
+    faces = sorted((SHARED / "faces").glob("*.jpg"))[:2]
+    bundles = []
+    for face in faces:
+        bundles.append(tmp_path / f"{face.stem}.pfz")
+        ok("finetune", face, "--preset", "tiny-random", "--steps", 1, "-o", bundles[-1])
+    ok("sample", *bundles, "S1* and S2* at sea", "--steps", 1, "-o", tmp_path, "--sheet", tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").exists()

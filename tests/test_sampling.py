@@ -1,0 +1,299 @@
+"""`sample`: what it costs, what it draws, and what must not change it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from profusion_cli.bundle import read_bundle
+from profusion_cli.config import SampleConfig
+from profusion_cli.errors import ConfigError
+from profusion_cli.images import read_png_record
+from profusion_cli.runtime.sampling import subject_weights
+from tests.conftest import ok, run
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def drawn(tmp_path, *arguments) -> np.ndarray:
+    """The one picture that these arguments draw, in two steps unless they say otherwise."""
+    target = tmp_path / "drawn.png"
+    steps = () if "--steps" in arguments else ("--steps", 2)
+    ok("sample", *arguments, *steps, "-o", target, "--force", "-q")
+    return pixels(target)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the networks' calls, with the batch size of each."""
+    from diffusers import UNet2DConditionModel
+
+    from profusion_cli.runtime.promptnet import PromptNet
+    from profusion_cli.runtime.text import TextConditioner
+
+    log: Counter = Counter()
+
+    def count(cls, method, name, batch_of):
+        original = getattr(cls, method)
+
+        def counted(self, *args, **kwargs):
+            log[name, batch_of(args)] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, method, counted)
+
+    count(UNet2DConditionModel, "forward", "unet", lambda args: args[0].shape[0])
+    count(PromptNet, "forward", "promptnet", lambda args: args[0].shape[0])
+    count(TextConditioner, "hidden_states", "text", lambda args: args[0].shape[0])
+    return log
+
+
+def test_one_step_costs_two_unet_calls_and_two_promptnet_calls(calls, subject, tmp_path):
+    """Batches of 2 and 3 per picture; prompts without S* are encoded once per run, however many steps."""
+    ok("sample", subject, "S* in style", "--steps", 4, "-o", tmp_path / "x.png")
+    assert calls.pop(("unet", 2)) == 4
+    assert calls.pop(("unet", 3)) == 4
+    assert calls.pop(("promptnet", 1)) == 8
+    assert calls.pop(("text", 1)) == 2 + 8  # "" and the twin once; gamma S* and S* at every step
+    assert not calls
+
+
+def test_pictures_of_a_batch_share_the_calls(calls, subject, tmp_path):
+    ok("sample", subject, "S* in style", "S* at sea", "-n", 3, "--batch-size", 3, "--steps", 2, "-o", tmp_path)
+    assert calls["unet", 6] == calls["unet", 9] == 4
+    assert calls["promptnet", 3] == 8
+    assert calls["text", 1] == 3  # the empty prompt, and two twins
+
+
+@pytest.mark.parametrize(
+    ("options", "unet", "promptnet"),
+    [
+        (["--fusion-steps", 0], {3: 2}, 2),
+        (["--fusion-steps", 2], {2: 4, 3: 2}, 6),
+        (["--sampler", "fusion-only"], {2: 2}, 2),
+        (["--sampler", "cfg"], {2: 2}, 2),
+        (["--text-guidance", 0], {2: 4}, 4),
+    ],
+)
+def test_what_the_variants_cost(calls, subject, tmp_path, options, unet, promptnet):
+    ok("sample", subject, "S* in style", "--steps", 2, *options, "-o", tmp_path / "x.png")
+    assert {batch: count for (name, batch), count in calls.items() if name == "unet"} == unet
+    assert calls["promptnet", 1] == promptnet
+
+
+def test_batch_size_and_company_change_no_picture(subject, tmp_path):
+    """Picture j of every prompt belongs to seed + j."""
+    ok("sample", subject, "S* at sea", "S* on land", "-n", 3, "--batch-size", 3, "--steps", 3, "-o", tmp_path / "many")
+    ok("sample", subject, "S* on land", "-n", 3, "--batch-size", 2, "--steps", 3, "-o", tmp_path / "few")
+    alone = drawn(tmp_path, subject, "S* on land", "--seed", 2, "--steps", 3)
+    for j in range(3):
+        many = pixels(tmp_path / "many" / f"02-s-on-land-{j}.png")
+        few = pixels(tmp_path / "few" / f"01-s-on-land-{j}.png")
+        assert abs(many - few).max() <= 1
+    assert abs(many - alone).max() <= 1
+    assert abs(pixels(tmp_path / "many" / "02-s-on-land-0.png") - many).max() > 20
+
+
+def test_the_same_command_draws_the_same_bytes(subject, tmp_path):
+    for name in ("a.png", "b.png"):
+        ok("sample", subject, "S* at sea", "--steps", 2, "-o", tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seed", 1],
+        ["--steps", 3],
+        ["--negative-prompt", "blurry"],
+        ["--sampler", "cfg"],
+        ["--sampler", "fusion-only"],
+        ["--fusion-steps", 0],
+        ["--fusion-steps", 2],
+        ["--gamma", 0.1],
+        ["--gamma-on", "embedding"],
+        ["--subject-prompt", "concept"],
+        ["--subject-guidance", 2],
+        ["--text-guidance", 1],
+        ["--fusion-guidance", 2],
+        ["--fusion-eta", 0.3],
+        ["--eta", 0.8],
+        ["--class-word", "a dog"],
+        ["--set", "class_word=a dog"],
+        ["--width", 64],
+        ["--height", 192],
+        ["--set", "concept_prompt=a picture of S*", "--subject-prompt", "concept"],
+    ],
+)
+def test_every_option_does_something(subject, tmp_path, options):
+    plain = drawn(tmp_path, subject, "S* in style")
+    changed = drawn(tmp_path, subject, "S* in style", *options)
+    assert plain.shape != changed.shape or abs(plain - changed).max() > 0
+
+
+def test_gamma_of_one_on_either_side_is_the_same(subject, tmp_path):
+    one = drawn(tmp_path, subject, "S* in style", "--gamma", 1, "--gamma-on", "hidden")
+    two = drawn(tmp_path, subject, "S* in style", "--gamma", 1, "--gamma-on", "embedding")
+    assert abs(one - two).max() == 0
+
+
+def test_sizes(subject, tmp_path):
+    assert drawn(tmp_path, subject, "S*", "--width", 192, "--height", 64).shape == (64, 192, 3)
+    result = run("sample", subject, "S*", "--width", 100, "-o", tmp_path / "x.png")
+    assert result.exit_code == 3
+    assert "multiple of 64" in result.stderr
+
+
+# --- several subjects ----------------------------------------------------------------------------------------
+
+
+def test_two_subjects(calls, subject, other_subject, tmp_path):
+    ok("sample", subject, other_subject, "S* at sea", "--steps", 2, "-o", tmp_path / "each.png")
+    assert {batch: count for (name, batch), count in calls.items() if name == "unet"} == {3: 2, 4: 2}
+    calls.clear()
+    ok("sample", subject, other_subject, "S1* and S2* at sea", "--steps", 2, "-o", tmp_path / "joint.png")
+    assert {batch: count for (name, batch), count in calls.items() if name == "unet"} == {2: 2, 4: 2}
+    assert abs(pixels(tmp_path / "each.png") - pixels(tmp_path / "joint.png")).max() > 0
+    _, record = read_png_record((tmp_path / "joint.png").read_bytes(), "joint.png")
+    assert record["text"] == "a person and a dog at sea"
+    assert [entry["name"] for entry in record["subjects"]] == ["me.pfz", "you.pfz"]
+
+
+def test_a_subject_of_no_weight_is_not_there(subject, other_subject, tmp_path):
+    """With all of the guidance and of the weights on one subject, it is that subject alone."""
+    alone = drawn(tmp_path, subject, "S* at sea", "--class-word", "a person")
+    both = drawn(tmp_path, subject, other_subject, "S* at sea", "--class-word", "a person", "--subject-guidance", "7,0")
+    assert abs(alone - both).max() <= 1
+    mixed = drawn(tmp_path, subject, other_subject, "S* at sea", "--class-word", "a person")
+    assert abs(alone - mixed).max() > 1
+
+
+def test_guidance_and_weights():
+    def shares(subjects, **settings):
+        return subject_weights(SampleConfig(**settings), subjects)
+
+    assert shares(1) == ((7.0,), (1.0,))
+    assert shares(2) == ((3.5, 3.5), (0.5, 0.5))
+    assert shares(2, weights=(3.0, 1.0)) == ((5.25, 1.75), (0.75, 0.25))
+    assert shares(2, subject_guidance=(6.0, 2.0)) == ((6.0, 2.0), (0.75, 0.25))
+    assert shares(2, subject_guidance=(6.0, 2.0), weights=(1.0, 1.0)) == ((6.0, 2.0), (0.5, 0.5))
+    for settings in ({"subject_guidance": (1.0, 2.0, 3.0)}, {"weights": (1.0,)}):
+        with pytest.raises(ConfigError, match="2 subject"):
+            shares(2, **settings)
+
+
+def test_tuned_weights_are_the_base_plus_the_weighted_mean_of_the_changes(base_folder):
+    from profusion_cli.config import BaseConfig
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+    from profusion_cli.runtime.weights import merge_unet_changes
+
+    unet = BaseModel(BaseConfig(str(base_folder)), resolve_placement("cpu", "auto", False)).unet
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    one = torch.ones_like(before[name])
+    merge_unet_changes(unet, [{name: one}, {name: 5 * one}, {}], [2.0, 1.0, 1.0])
+    after = unet.state_dict()
+    torch.testing.assert_close(after[name], before[name] + (2 * 1 + 1 * 5) / 4)
+    assert all(after[key].equal(value) for key, value in before.items() if key != name)
+
+
+# --- outputs -------------------------------------------------------------------------------------------------
+
+
+def test_files_names_and_records(subject, photo, tmp_path):
+    result = ok(
+        "sample",
+        subject,
+        "S* in anime style",
+        "Ein Bild von S*, müde",
+        "-n",
+        2,
+        "--seed",
+        5,
+        "--steps",
+        1,
+        "-o",
+        tmp_path / "out",
+        "--sheet",
+        tmp_path / "sheet.png",
+        "--negative-prompt",
+        "blurry, grey",
+    )
+    names = [
+        "01-s-in-anime-style-5.png",
+        "01-s-in-anime-style-6.png",
+        "02-ein-bild-von-s-m-de-5.png",
+        "02-ein-bild-von-s-m-de-6.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / name) for name in names] + [
+        str(tmp_path / "sheet.png")
+    ]
+    parameters, record = read_png_record((tmp_path / "out" / names[1]).read_bytes(), names[1])
+    assert parameters.splitlines()[0] == "S* in anime style"
+    assert "Negative prompt: blurry, grey" in parameters
+    assert "Seed: 6" in parameters
+    assert record["seed"] == 6
+    assert record["text"] == "a person in anime style"
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    assert record["subjects"][0]["sha256"] == bundle.sha256
+    assert record["subjects"][0]["inputs"] == bundle.manifest["inputs"]
+    assert record["subjects"][0]["inputs"][0]["name"] == photo.name
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 2 * 256
+    assert sheet.height > 3 * 256
+
+
+def test_json_lists_the_pictures(subject, tmp_path):
+    result = ok("sample", subject, "S* at sea", "--steps", 1, "-n", 2, "-o", tmp_path, "--json")
+    listed = json.loads(result.stdout)
+    assert [entry["seed"] for entry in listed["pictures"]] == [0, 1]
+    assert all(Image.open(entry["path"]).size == (128, 128) for entry in listed["pictures"])
+
+
+def test_standard_output_is_the_picture(subject, tmp_path):
+    result = ok("sample", subject, "S* at sea", "--steps", 1, "-o", "-")
+    ok("sample", subject, "S* at sea", "--steps", 1, "-o", tmp_path / "x.png")
+    assert result.stdout_bytes == (tmp_path / "x.png").read_bytes()
+    piped = ok("sample", "-", "S* at sea", "--steps", 1, "-o", "-", input=subject.read_bytes())
+    assert Image.open(io.BytesIO(piped.stdout_bytes)).tobytes() == Image.open(tmp_path / "x.png").tobytes()
+
+
+def test_what_was_drawn_before_an_interrupt_is_kept(subject, tmp_path, monkeypatch):
+    from profusion_cli.runtime.backbone import BaseModel
+
+    original, count = BaseModel.decode, []
+
+    def interrupted(self, latents):
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return original(self, latents)
+
+    monkeypatch.setattr(BaseModel, "decode", interrupted)
+    result = run("sample", subject, "S* at sea", "-n", 3, "--batch-size", 1, "--steps", 1, "-o", tmp_path)
+    assert result.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["01-s-at-sea-0.png"]
+
+
+def test_v_prediction(base_folder, photo, tmp_path):
+    """The same networks read as v-prediction draw something else, and both train."""
+    from profusion_cli.runtime.random_base import build_random_base
+
+    folder = tmp_path / "v"
+    build_random_base(folder, prediction_type="v_prediction")
+    pictures = []
+    for base in (base_folder, folder):
+        bundle = tmp_path / f"{base.name}.pfz"
+        ok("finetune", photo, "--preset", "tiny-random", "--base-model", base, "--steps", 1, "-o", bundle)
+        pictures.append(drawn(tmp_path, bundle, "S* at sea"))
+    assert abs(pictures[0] - pictures[1]).max() > 20
