@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,10 +72,17 @@ def check_output(path: Path, force: bool) -> None:
     Raises:
         OutputError: it exists (without `force`), is a folder, or its folder cannot be written.
     """
-    if path.is_dir():
-        raise OutputError(f"'{path}' is a folder.", "Give the name of a file with -o.")
-    if path.exists() and not force:
-        raise OutputError(f"'{path}' already exists.", "Choose another name with -o, or overwrite it with --force.")
+    try:
+        if path.is_dir():
+            raise OutputError(f"'{path}' is a folder.", "Give the name of a file with -o.")
+        if os.path.lexists(path) and not force:
+            raise OutputError(f"'{path}' already exists.", "Choose another name with -o, or overwrite it with --force.")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OutputError(f"'{path}' is not a regular file.", "To write to a device, redirect '-o -'.")
+    except FileNotFoundError:
+        pass  # as it should be
+    except OSError as error:
+        raise _write_failure(str(path), error) from error
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -149,7 +157,7 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise _write_failure(str(target), error) from error
         return
-    path = Path(target)
+    path = Path(os.path.realpath(target))
     temporary: str | None = None
     try:
         check_output(path, force)

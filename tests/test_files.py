@@ -131,9 +131,25 @@ def test_check_output(tmp_path):
         check_output(path, False)
     assert "--force" in caught.value.hint
     check_output(path, True)
-    with pytest.raises(OutputError, match="is not a writable folder"):
+    with pytest.raises(OutputError, match="Not a directory"):
         check_output(path / "b", True)
+    with pytest.raises(OutputError, match="too long"):
+        check_output(tmp_path / ("b" * 300), False)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_output(Path(os.devnull), True)
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """Writing through a link changes the file that it names."""
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(OutputError, match="already exists"), atomic_output(tmp_path / "link"):
+        pass
+    with atomic_output(tmp_path / "link", force=True) as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
 
 
 @as_user

@@ -176,10 +176,8 @@ class BaseModel:
     @cached_property
     def text(self) -> TextConditioner:
         """The text encoder up to the layer where the conditioning is read."""
-        encoder = self._load("text_encoder", CLIPTextModel, self.placement.dtype)
-        if self.config.clip_skip:
-            encoder.encoder.layers = encoder.encoder.layers[: -self.config.clip_skip]
-        return TextConditioner(encoder.to(self.placement.device), self.tokenizer)
+        encoder = self._load("text_encoder", CLIPTextModel, self.placement.dtype).to(self.placement.device)
+        return TextConditioner(encoder, self.tokenizer, self.config.clip_skip)
 
     @cached_property
     def scheduler(self) -> DDIMScheduler:

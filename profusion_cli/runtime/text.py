@@ -30,20 +30,21 @@ class TextConditioner:
     """The text encoder of the base model, with S* spliced into its input embeddings.
 
     Args:
-        text_encoder: a CLIP text model whose layers end where the conditioning is read (for Stable
-            Diffusion 2 the penultimate layer of CLIP ViT-H/14); its final layer norm is applied.
+        text_encoder: a CLIP text model; its final layer norm is applied whatever the layer.
         tokenizer: the matching tokenizer.
+        clip_skip: last layers to leave out; they are dropped. Stable Diffusion 2 reads the penultimate
+            layer of CLIP ViT-H/14, and its own text encoder ends there already.
     """
 
-    def __init__(self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-        self.text_encoder = text_encoder
+    def __init__(self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 0) -> None:
+        # early releases of transformers 5 wrap the layers once more
+        self.text_encoder = getattr(text_encoder, "text_model", text_encoder)
+        if clip_skip:
+            self.text_encoder.encoder.layers = self.text_encoder.encoder.layers[:-clip_skip]
         self.tokenizer = tokenizer
         self.max_length = text_encoder.config.max_position_embeddings
+        self.embedding_dim: int = text_encoder.config.hidden_size
         self._encoded: dict[str, torch.Tensor] = {}
-
-    @property
-    def embedding_dim(self) -> int:
-        return self.text_encoder.config.hidden_size
 
     def tokenize(self, pieces: Sequence[str | int], words: int = 1, pad: bool = True) -> Tokens:
         """Token ids of text pieces and subjects.
