@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             sys.stderr.write("Interrupted.\n")
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
+        except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (RuntimeError, MemoryError) as error:
@@ -90,8 +91,9 @@ def root(
     """One picture of a face or thing becomes a model that draws it anywhere."""
 
 
-def main() -> None:
-    """Entry point of the command `profusion`."""
+def run() -> None:
+    """Run the command line; a bug ends with its traceback and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     try:
         app(prog_name="profusion")
     except Exception:

@@ -168,7 +168,8 @@ def write_bundle(
         listed[file] = {"sha256": sha256_of(files[file]), "size": len(files[file]), "tensors": described}
     tool = {"name": "profusion", "version": __version__}
     whole = {"schema_version": SCHEMA_VERSION, "kind": manifest.get("kind"), "tool": tool}
-    whole |= {key: value for key, value in manifest.items() if key not in (*whole, "files")} | {"files": listed}
+    whole |= {key: value for key, value in manifest.items() if key not in (*whole, "files", "preview")}
+    whole |= {"files": listed} | ({} if preview is None else {"preview": sha256_of(preview)})
     try:
         text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000).encode()
     except yaml.YAMLError as error:
@@ -402,6 +403,8 @@ def _read_manifest(entries: dict[str, memoryview]) -> dict[str, Any]:
         if names.pop() != PREVIEW:
             raise _Bad(f"has its entries in the wrong order: '{PREVIEW}' is not the last")
         _check_preview(entries[PREVIEW])
+    if manifest.get("preview") != (sha256_of(entries[PREVIEW]) if PREVIEW in entries else None):
+        raise _Bad(f"is damaged: '{PREVIEW}' is not the one that the manifest names")
     if set(names[1:]) != set(manifest["files"]):
         raise _Bad(f"holds {names[1:]}, and its manifest lists {list(manifest['files'])}")
     return manifest

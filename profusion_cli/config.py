@@ -13,6 +13,10 @@ from profusion_cli.errors import ConfigError
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
+class FlagText(str):
+    """Text given with `--set`, where `1e-4` may be a number although YAML reads it as text."""
+
+
 def _between(low: float | None = None, high: float | None = None, **default: Any) -> Any:
     return field(metadata={"low": low, "high": high}, **default)
 
@@ -80,14 +84,6 @@ class FinetuneConfig:
     gradient_checkpointing: bool = False
     save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
-    def __post_init__(self) -> None:
-        if self.batch_size % self.gradient_accumulation:
-            raise ConfigError(
-                f"finetune.batch_size={self.batch_size} cannot be split into "
-                f"finetune.gradient_accumulation={self.gradient_accumulation} equal parts.",
-                "Choose a number of parts that divides the batch size.",
-            )
-
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -154,6 +150,8 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, FlagText):
+        return str(value)
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -233,10 +231,10 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
             return None
         return _coerce(value, next(option for option in options if option is not type(None)), full)
     if origin is Literal:
-        if value not in options:
+        if not isinstance(value, str) or value not in options:
             near = difflib.get_close_matches(str(value), options, n=1)
             raise _wrong(full, value, f"one of {', '.join(options)}", f"Did you mean '{near[0]}'?" if near else "")
-        return value
+        return str(value)
     if origin is tuple:
         entries = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(entry, options[0], full) for entry in entries)
@@ -251,14 +249,19 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
             raise _wrong(full, value, "a whole number")
         return value
     if hint is float:
+        if isinstance(value, FlagText) and _is_number(value):
+            value = float(value)
         if isinstance(value, str) and _is_number(value):
             raise _wrong(full, value, "a number in YAML", f"YAML reads {value} as text: write {_yaml_float(value)}.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _wrong(full, value, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong(full, "a number of so many digits", "a number") from None
     if not isinstance(value, str):
-        raise _wrong(full, value, "text", "Put it in quotes.")
-    return value
+        raise _wrong(full, value, "text", "Put it in quotes, inside those of the shell.")
+    return str(value)
 
 
 def _is_number(text: str) -> bool:
@@ -279,6 +282,6 @@ def _check_range(value: Any, metadata: Mapping[str, Any], full: str) -> None:
         if not isinstance(number, int | float):
             continue
         low, high = metadata.get("low"), metadata.get("high")
-        if number != number or (low is not None and number < low) or (high is not None and number > high):
-            span = f"between {low} and {high}" if high is not None and low is not None else f"at least {low}"
+        if not abs(number) < float("inf") or (low is not None and number < low) or (high is not None and number > high):
+            span = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise ConfigError(f"{full}={number} is out of range.", f"Use a value {span}.")

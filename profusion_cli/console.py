@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,26 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from profusion_cli.errors import ProfusionError
+from profusion_cli.errors import OutputError, ProfusionError
+
+
+def print_result(text: str) -> None:
+    """Text on standard output, at once. Work goes on when nobody reads it any more.
+
+    Raises:
+        OutputError: standard output is closed, or cannot be written.
+    """
+    if sys.stdout is None:
+        raise OutputError("Standard output is closed.", "Run the command with an open standard output.")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(
+                f"Standard output cannot be written: {error.strerror or error}.", "Redirect it to another place."
+            ) from error
 
 
 class Output:
@@ -25,7 +45,11 @@ class Output:
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
         self.as_json = as_json
-        self.stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+        # read when huggingface_hub is imported, which is later
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        if quiet or not self.stderr.is_terminal:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def note(self, text: str) -> None:
         """Something good to know."""
@@ -40,14 +64,12 @@ class Output:
     def line(self, text: str) -> None:
         """One line of the results, such as a path, as soon as it is there; nothing with `--json`."""
         if not self.as_json:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            print_result(text)
 
     def record(self, record: dict[str, Any]) -> None:
         """The results as one JSON object, with `--json`."""
         if self.as_json:
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            print_result(json.dumps(record, ensure_ascii=False))
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -79,7 +101,7 @@ class Output:
 
 def print_error(error: ProfusionError) -> None:
     """One sentence that says what is wrong, and one that says what to do."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     console.print(f"[red]Error:[/red] {escape(error.message)}")
     if error.hint:
         console.print(escape(error.hint))

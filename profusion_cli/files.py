@@ -33,7 +33,11 @@ def read_source(source: str) -> bytes | mmap.mmap:
     Raises:
         InputError: missing, unreadable, empty, a folder, or a terminal as standard input.
     """
+    if not source:
+        raise InputError("The name of an input is empty.", "Name a file, or - for standard input.")
     if source == STDIO:
+        if sys.stdin is None:
+            raise InputError("Standard input is closed.", "Pipe a file into the command, or name it instead of '-'.")
         if sys.stdin.isatty():
             raise InputError(
                 "Standard input is a terminal, so '-' has nothing to read.",
@@ -96,6 +100,8 @@ def check_stdout() -> None:
     Raises:
         OutputError: standard output is a terminal.
     """
+    if sys.stdout is None:
+        raise OutputError("Standard output is closed.", "Name a file with -o.")
     if sys.stdout.isatty():
         raise OutputError(
             "Standard output is a terminal, and '-o -' would print binary data to it.",
@@ -198,9 +204,11 @@ def _claim(temporary: str, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make the new name last; not every file system can, and the file is there all the same."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,23 @@ from PIL import Image
 
 from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config
-from profusion_cli.errors import BundleError, UsageError
+from profusion_cli.config import Config, SampleConfig
+from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target
-from profusion_cli.images import parameters_text
+from profusion_cli.images import decode_photo, parameters_text
 from profusion_cli.prompts import Prompt
 
 DEFAULT_FOLDER = "pictures"
-UNUSED: dict[str, tuple[str, ...]] = {
-    "cfg": ("fusion_steps", "gamma", "gamma_on", "subject_prompt", "text_guidance", "fusion_guidance", "fusion_eta"),
-    "fusion-only": ("subject_prompt", "text_guidance", "eta"),
-    "fusion": (),
-}
-"""Settings that a sampler does not look at."""
+FUSION_STAGE = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
+
+
+def unused_settings(config: SampleConfig) -> tuple[str, ...]:
+    """Settings that the chosen sampler does not look at."""
+    if config.sampler == "cfg":
+        return ("fusion_steps", *FUSION_STAGE, "subject_prompt", "text_guidance")
+    if config.sampler == "fusion-only":
+        return ("subject_prompt", "text_guidance", "eta")
+    return FUSION_STAGE if config.fusion_steps == 0 else ()
 
 
 def picture_name(number: int, prompt: str, seed: int) -> str:
@@ -44,12 +48,19 @@ def lineage(bundle: Bundle) -> dict[str, Any]:
 
 
 def references(bundles: Sequence[Bundle]) -> list[tuple[str, Image.Image]]:
-    """The first reference view of each subject, from the bundle's preview."""
+    """The first reference view of each subject, from the bundle's preview.
+
+    Raises:
+        BundleError: a preview that is no picture.
+    """
     pictures = []
     for bundle in bundles:
         if bundle.preview is None:
             continue
-        strip = Image.open(io.BytesIO(bundle.preview)).convert("RGB")
+        try:
+            strip = decode_photo(bundle.preview, bundle.name).image
+        except InputError as error:
+            raise BundleError(f"The preview in '{bundle.name}' is no picture: {error.message}", error.hint) from None
         pictures.append((Path(bundle.name).stem, strip.crop((0, 0, strip.height, strip.height))))
     return pictures
 
@@ -79,6 +90,9 @@ def plan_targets(
         UsageError: one file for several pictures.
         OutputError: something is in the way.
     """
+    suffix = Path(target or "").suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp"):
+        raise UsageError(f"'{target}' would be a {suffix} file, and pictures are written as PNG.", "Use a .png name.")
     count = len(prompts) * config.sample.num_images
     if target == STDIO or (target is not None and target.lower().endswith(".png")):
         if count > 1:
@@ -97,6 +111,11 @@ def plan_targets(
     return targets
 
 
+def public_id(id: str) -> str:
+    """A Hub id as it is; of a folder its name alone, since pictures are shown to others."""
+    return os.path.basename(id) if os.path.isabs(id) else id
+
+
 def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], config: Config) -> dict[str, Any]:
     """What a picture remembers of its making, as plain data.
 
@@ -112,7 +131,7 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         "prompt": prompt.text,
         "text": twin,
         "seed": config.seed + index,
-        "base": bundles[0].manifest["base"],
+        "base": {**bundles[0].manifest["base"], "id": public_id(config.base.id)},
         "subjects": [lineage(bundle) for bundle in bundles],
         "sample": config.as_dict()["sample"],
     }
@@ -127,9 +146,9 @@ def picture_parameters(record: dict[str, Any], config: Config, image: Image.Imag
         "CFG scale": ",".join(f"{scale:g}" for scale in settings.subject_guidance),
         "Seed": record["seed"],
         "Size": f"{image.width}x{image.height}",
-        "Model": config.base.id,
+        "Model": public_id(config.base.id),
     }
     for name in ("gamma", "fusion_steps", "text_guidance", "fusion_guidance"):
-        if name not in UNUSED[settings.sampler]:
+        if name not in unused_settings(settings):
             used[name.replace("_", " ").capitalize()] = getattr(settings, name)
     return parameters_text(record["prompt"], settings.negative_prompt, used)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,13 @@ from typing import Any
 
 import yaml
 
-from profusion_cli.config import Config, build_config, merge, nested
+from profusion_cli.config import Config, FlagText, build_config, merge, nested
 from profusion_cli.errors import ConfigError, UsageError
 
 DEFAULT_PRESET = "sd2"
 PRESET_VARIABLE = "PROFUSION_PRESET"
+BAD_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+"""What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
 def preset_folder() -> Path:
@@ -45,17 +46,22 @@ def read_preset(name: str) -> dict[str, Any]:
     path = shipped.get(name)
     if path is None:
         path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(name):
             near = difflib.get_close_matches(name, shipped, n=1)
+            from_environment = f" (from {PRESET_VARIABLE})" if name == os.environ.get(PRESET_VARIABLE) else ""
             raise ConfigError(
-                f"There is no preset '{name}'.",
+                f"There is no preset '{name}'{from_environment}.",
                 (f"Did you mean '{near[0]}'? " if near else "") + f"Shipped presets: {', '.join(shipped)}; "
                 "or give the path of a YAML file.",
             )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
+    except OSError as error:
+        raise ConfigError(
+            f"The preset file '{path}' cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+    except BAD_YAML as error:
+        problem = " ".join(str(error).split())[:200]
         raise ConfigError(f"The preset file '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"The preset file '{path}' does not hold a mapping.", "See `profusion presets` for examples.")
@@ -77,12 +83,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             )
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except BAD_YAML:
             raise UsageError(f"--set '{setting}' has a value that is not YAML.", "Put the value in quotes.") from None
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        flat[key.strip()] = value
+        flat[key.strip()] = FlagText(value) if isinstance(value, str) else value
     return nested(flat)
 
 
@@ -107,13 +110,22 @@ def resolve_config(
     """
     given = nested({key: value for key, value in flags.items() if value is not None})
     if remembered is None:
-        lower: Mapping[str, Any] = read_preset(preset or default_preset())
+        lower: Mapping[str, Any] = read_preset(default_preset() if preset is None else preset)
     elif preset is None:
         lower = remembered
     else:
         fixed = {key: value for key, value in remembered.items() if key not in ("sample", "preset", "description")}
         lower = merge(read_preset(preset), fixed)
-    above = merge(parse_settings(settings), given)
-    if "weights" in above.get("promptnet", {}):  # the preset's pin belongs to the preset's weights
+    set_by_key = parse_settings(settings)
+    if "preset" in set_by_key:
+        raise UsageError("--set preset=... cannot change the preset.", "Use --preset.")
+    if any("weights" in (layer.get("promptnet") or {}) for layer in (set_by_key, given) if _has_section(layer)):
+        # the preset's pin belongs to the preset's weights
         lower = merge(lower, {"promptnet": {"revision": None, "sha256": None, "note": ""}})
-    return build_config(merge(lower, above))
+    lower = merge(lower, set_by_key)
+    build_config(lower)  # so that no flag hides a wrong --set
+    return build_config(merge(lower, given))
+
+
+def _has_section(layer: Mapping[str, Any]) -> bool:
+    return isinstance(layer.get("promptnet"), Mapping)

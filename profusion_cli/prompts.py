@@ -55,7 +55,7 @@ def placeholder_pattern(placeholder: str) -> re.Pattern[str]:
     """Matches the placeholder, plain or numbered (S*, S1*, S2*), as a token of its own."""
     stem, star = (placeholder[:-1], r"\*") if placeholder.endswith("*") else (placeholder, "")
     before = r"(?<![\w*])"
-    return re.compile(rf"{before}{re.escape(stem)}(\d*){star}(?![\w*])")
+    return re.compile(rf"{before}{re.escape(stem)}(\d{{0,4}}){star}(?![\w*])")
 
 
 def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -> Prompt:

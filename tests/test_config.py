@@ -7,7 +7,7 @@ import yaml
 
 from profusion_cli.config import build_config, merge, nested
 from profusion_cli.errors import ConfigError, UsageError
-from profusion_cli.presets import parse_settings, read_preset, resolve_config, shipped_presets
+from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 from tests.conftest import ok, run
 
 
@@ -56,6 +56,15 @@ def test_precedence_is_preset_then_bundle_then_flags():
     assert (both.sample.steps, both.sample.gamma) == (7, 0.1)
 
 
+def test_a_flag_hides_no_wrong_setting():
+    with pytest.raises(ConfigError, match="finetune must be a mapping"):
+        resolve_config("tiny-random", None, {"finetune.steps": 1}, ["finetune=1"])
+
+
+def test_text_of_digits_can_be_set():
+    assert resolve_config("tiny-random", None, {}, ["base.revision='1234567'"]).base.revision == "1234567"
+
+
 def test_default_preset_from_the_environment(monkeypatch):
     monkeypatch.setenv("PROFUSION_PRESET", "tiny-random")
     assert resolve_config(None, None, {}).preset == "tiny-random"
@@ -92,6 +101,8 @@ def test_set_reaches_every_key():
                 yield full, entry
 
     for path, value in leaves(config.as_dict()):
+        if path == "preset":
+            continue
         text = yaml.safe_dump(value, default_flow_style=True, width=1000).replace("\n...", "").strip()
         assert resolve_config("tiny-random", None, {}, [f"{path}={text}"]) == config, path
 
@@ -111,7 +122,12 @@ def test_set_reaches_every_key():
         (["sample.subject_guidance=[]"], ConfigError, "empty or all zero"),
         (["sample.subject_guidance=[0, 0]"], ConfigError, "empty or all zero"),
         (["sample.sampler=fusion-only", "sample.fusion_steps=0"], ConfigError, "nothing to do"),
-        (["finetune.batch_size=8", "finetune.gradient_accumulation=3"], ConfigError, "equal parts"),
+        (["promptnet=1"], ConfigError, "mapping"),
+        (["finetune.learning_rate=" + "9" * 400], ConfigError, "not a number"),
+        (["finetune.max_grad_norm=.inf"], ConfigError, "out of range"),
+        (["class_word=2020-13-45"], UsageError, "not YAML"),
+        (["seed=" + "9" * 5000], UsageError, "not YAML"),
+        (["preset=sd2"], UsageError, "cannot change the preset"),
         (["base=3"], ConfigError, "mapping"),
         (["class_word="], ConfigError, "class_word"),
         (["placeholder=my word"], ConfigError, "space"),
@@ -139,7 +155,7 @@ def test_exponents_without_a_point_are_explained_in_files_and_taken_in_set(tmp_p
     with pytest.raises(ConfigError) as caught:
         resolve_config(str(file), None, {})
     assert "1.0e-4" in caught.value.hint
-    assert parse_settings(["finetune.learning_rate=1e-4"]) == {"finetune": {"learning_rate": 1e-4}}
+    assert resolve_config("tiny-random", None, {}, ["finetune.learning_rate=1e-4"]).finetune.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text", "\xff"])

@@ -17,7 +17,8 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import resolve_placement, step_generator
 from profusion_cli.runtime.loss import diffusion_target
 from profusion_cli.runtime.promptnet import PromptNet
-from profusion_cli.runtime.training import Views, draw_batch, finetune, select_trainable
+from profusion_cli.runtime.training import draw_batch, finetune, select_trainable
+from profusion_cli.runtime.views import Views
 from tests.conftest import draw_photo, ok, run
 
 
@@ -84,7 +85,7 @@ def test_training_lowers_the_loss(base_folder):
 
 
 def test_gradient_accumulation_changes_memory_only(base_folder):
-    results = [tune(make_base(base_folder), gradient_accumulation=parts) for parts in (1, 2, 4)]
+    results = [tune(make_base(base_folder), gradient_accumulation=parts) for parts in (1, 2, 3, 4)]
     for tuned, changes in results[1:]:
         assert tuned.losses == pytest.approx(results[0][0].losses, rel=1e-5)
         # Adam's first steps are nearly sign(gradient): where a gradient is nearly 0, noise decides
@@ -278,7 +279,7 @@ def test_every_option_does_something(photo, tmp_path, options):
 def test_half_precision_on_a_cpu(photo, tmp_path):
     """bfloat16 runs through autocast, in a process of its own: accelerate fixes the precision of a process."""
     script = (
-        "import sys; from profusion_cli.app import main; sys.argv = ['profusion', 'finetune', sys.argv[1], '--preset',"
+        "import sys; from profusion_cli.__main__ import main; sys.argv = ['profusion', 'finetune', sys.argv[1], '--preset',"
         " 'tiny-random', '--steps', '2', '--dtype', 'bfloat16', '--json', '-o', sys.argv[2]]; main()"
     )
     target = tmp_path / "half.pfz"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profusion_cli.config import Config
-from profusion_cli.console import Output
-from profusion_cli.errors import UsageError
+from profusion_cli.config import Config, build_config
+from profusion_cli.console import Output, print_result
+from profusion_cli.errors import BundleError, ConfigError, UsageError
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import resolve_config
 
@@ -67,6 +66,22 @@ def configure(
     return replace(config, base=base)
 
 
+def remembered_config(bundle: Bundle) -> dict[str, Any]:
+    """The configuration in a bundle's manifest.
+
+    Raises:
+        BundleError: it is none that this version understands.
+    """
+    try:
+        build_config(bundle.manifest["config"])
+    except ConfigError as error:
+        raise BundleError(
+            f"The configuration in '{bundle.name}' is not understood: {error.message}",
+            "It was edited, or made by another version of profusion: make it again.",
+        ) from None
+    return bundle.manifest["config"]
+
+
 def remember(config: Config) -> dict[str, Any]:
     """The configuration for a bundle's manifest: all of it but what belongs to the machine."""
     return {key: value for key, value in config.as_dict().items() if key not in ("device", "dtype", "seed")}
@@ -76,7 +91,7 @@ def print_config(config: Config) -> None:
     """The resolved configuration as YAML on standard output (`--dry-run`)."""
     import yaml
 
-    yaml.safe_dump(config.as_dict(), sys.stdout, sort_keys=False, allow_unicode=True)
+    print_result(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).rstrip())
 
 
 def warn_if_random(config: Config, output: Output) -> None:

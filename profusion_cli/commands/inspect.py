@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from profusion_cli.commands.common import check_one_stdin, display_name
-from profusion_cli.console import Output
+from profusion_cli.console import Output, print_result
 from profusion_cli.errors import InputError
 from profusion_cli.files import read_source, sha256_of
 from profusion_cli.options import Json
@@ -68,7 +67,12 @@ def inspect(
     entries = [describe(file) for file in files]
     given = {entry["sha256"]: entry["file"] for entry in entries}
     for entry in entries:
-        origins = made_from(entry)
+        try:
+            origins = made_from(entry)
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"The record in '{entry['file']}' is not as profusion writes it.", "It may have been edited."
+            ) from None
         if origins:
             entry["made_from"] = [
                 {**origin, **({"is_the_file": given[origin["sha256"]]} if origin["sha256"] in given else {})}
@@ -78,4 +82,4 @@ def inspect(
     if not as_json:
         import yaml
 
-        yaml.safe_dump_all(entries, sys.stdout, sort_keys=False, allow_unicode=True, width=120)
+        print_result(yaml.safe_dump_all(entries, sort_keys=False, allow_unicode=True, width=120).rstrip())

@@ -13,6 +13,7 @@ from profusion_cli.commands.common import (
     configure,
     open_bundle,
     print_config,
+    remembered_config,
     warn_if_random,
 )
 from profusion_cli.console import Output
@@ -21,6 +22,7 @@ from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import parse_prompt, read_prompts
 
 BUNDLE_SUFFIX = ".pfz"
+SHEET_CELL = 256
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:
@@ -185,12 +187,12 @@ def sample(
     S* stands for each in turn; S1*, S2* name them within one prompt.
     """
     from profusion_cli.pictures import (
-        UNUSED,
         check_same_base,
         picture_parameters,
         picture_record,
         plan_targets,
         references,
+        unused_settings,
     )
 
     output = Output(quiet, as_json)
@@ -225,12 +227,11 @@ def sample(
         "dtype": dtype,
         "seed": seed,
     }
-    config = configure(preset, bundles[0].manifest["config"], flags, settings, base_model)
-    for name in UNUSED[config.sample.sampler]:
+    config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
+    for name in unused_settings(config.sample):
         if flags[f"sample.{name}"] is not None:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect with --sampler {config.sample.sampler}.", "Leave it out."
-            )
+            how = "--fusion-steps 0" if config.sample.sampler == "fusion" else f"--sampler {config.sample.sampler}"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
     if dry_run:
         print_config(config)
         return
@@ -241,10 +242,18 @@ def sample(
     prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
     targets = plan_targets(target, prompts, config, force, as_json)
     if sheet is not None:
-        if sheet == STDIO or sheet in targets.values():
+        taken = {
+            os.path.realpath(path) for path in (*targets.values(), *(os.path.dirname(p) for p in targets.values()))
+        }
+        if sheet == STDIO or os.path.realpath(sheet) in taken:
             raise UsageError(f"--sheet '{sheet}' is where something else goes.", "Give the sheet a file of its own.")
+        if not sheet.lower().endswith(".png"):
+            raise UsageError(f"--sheet '{sheet}' is not a .png name, and the sheet is a PNG.", "Use a .png name.")
         check_target(sheet, force)
+    reference_views = references(bundles) if sheet is not None else []
     warn_if_random(config, output)
+
+    from PIL import Image
 
     from profusion_cli.images import contact_sheet, encode_png
     from profusion_cli.runtime.backbone import BaseModel
@@ -259,6 +268,12 @@ def sample(
         for tokens in drawer.tokens:
             if tokens.lost:
                 output.warn(f"The prompt '{tokens.prompt.text}' is too long; this was cut off: '{tokens.lost}'")
+        first, last = drawer.timesteps[0], base.scheduler.config.num_train_timesteps
+        if first < 0.85 * last:
+            output.warn(
+                f"A schedule of {config.sample.steps} steps starts at timestep {first} of {last} here, and pictures do "
+                "not begin there as pure noise. Use at most 250 steps, or 500."
+            )
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with output.progress("Sampling", batches * len(drawer.timesteps)) as step:
             for picture in drawer.draw(step):
@@ -270,12 +285,15 @@ def sample(
                     file.write(data)
                 if path != STDIO:
                     output.line(path)
-                rows[picture.prompt].append(picture.image)
+                if sheet is not None:
+                    picture.image.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
+                    rows[picture.prompt].append(picture.image)
                 made.append({"path": path, "prompt": prompt.text, "seed": record["seed"]})
     if sheet is not None:
         labelled = [(prompt.text, row) for prompt, row in zip(prompts, rows, strict=True)]
+        labelled_sheet = contact_sheet(labelled, reference_views, SHEET_CELL)
         with atomic_output(sheet, force) as file:
-            contact_sheet(labelled, references(bundles)).save(file, "PNG")
+            labelled_sheet.save(file, "PNG")
         if target != STDIO:
             output.line(sheet)
     output.record({"pictures": made, "sheet": sheet})

@@ -7,7 +7,6 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from profusion_cli.config import BaseConfig
 from profusion_cli.errors import ConfigError, UnavailableError
-from profusion_cli.runtime.device import Placement
+from profusion_cli.runtime.device import Placement, is_out_of_memory
 from profusion_cli.runtime.hub import (
     DIFFUSERS_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
@@ -83,7 +82,7 @@ class BaseModel:
         if self.config.random is not None:
             from profusion_cli.runtime.random_base import build_random_base
 
-            self._temporary = tempfile.TemporaryDirectory(prefix="profusion-")
+            self._temporary = tempfile.TemporaryDirectory(prefix="profusion-", ignore_cleanup_errors=True)
             random = self.config.random
             with quiet_libraries():
                 build_random_base(Path(self._temporary.name), random.size, random.seed)
@@ -132,6 +131,8 @@ class BaseModel:
                     str(files.folder), output_loading_info=True, **files.loading, **dtype_argument
                 )
         except Exception as error:  # the libraries report damage by many types; all mean the same here
+            if is_out_of_memory(error):
+                raise
             problem = " ".join(str(error).split())[:300]
             raise UnavailableError(
                 f"{TITLES[name]} in '{files.folder}' cannot be loaded: {problem}",
@@ -147,7 +148,7 @@ class BaseModel:
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        """The UNet on its device, in the dtype of its placement."""
+        """The UNet in float32 on the CPU, as fine-tuning and merged changes need it first."""
         return self._load("unet", UNet2DConditionModel, torch.float32)
 
     @cached_property
@@ -335,9 +336,3 @@ def clip_pixels(pixels: torch.Tensor, size: int, antialias: bool) -> torch.Tenso
     resized = F.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
     mean, std = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(CLIP_STD).view(1, 3, 1, 1)
     return (resized - mean) / std
-
-
-def at_folder(config: BaseConfig, folder: str) -> BaseConfig:
-    """The same base model from another folder or Hub id (`--base-model`); never a random one."""
-    path = Path(folder).expanduser()
-    return replace(config, id=str(path.resolve()) if path.is_dir() else folder, revision=None, random=None)

@@ -75,17 +75,15 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     elif device.type == "cpu":
         dtype = torch.float32
     elif training and device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     else:
-        dtype = torch.float16
+        dtype = torch.bfloat16 if training else torch.float16
     if training and dtype == torch.float16 and device.type != "cuda":
-        if dtype_name != "auto":
-            raise DeviceError(
-                f"float16 training needs a CUDA GPU, and the device is {device}.",
-                "Use --dtype bfloat16 or --dtype float32.",
-            )
-        dtype = torch.float32
-    encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type == "cuda" else dtype
+        raise DeviceError(
+            f"float16 training needs a CUDA GPU, and the device is {device}.",
+            "Use --dtype bfloat16 or --dtype float32.",
+        )
+    encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type != "cpu" else dtype
     autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     return Placement(device, dtype, encoder_dtype, autocast)
 

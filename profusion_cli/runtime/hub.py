@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from profusion_cli.errors import UnavailableError
@@ -71,6 +73,10 @@ class Files:
         return {"use_safetensors": ".safetensors" in name, "variant": "fp16" if ".fp16." in name else None}
 
 
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".pfz")
+
+
 def _missing(source: Source, what: str) -> UnavailableError:
     if source.is_local:
         folder = Path(source.id).expanduser() / source.subfolder
@@ -78,10 +84,10 @@ def _missing(source: Source, what: str) -> UnavailableError:
             f"{what} is not in the folder '{folder}'.",
             f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
         )
-    if source.id.startswith((".", "/", "~")) or source.id.count("/") != 1:
+    if not _is_hub_id(source.id):
         return UnavailableError(
-            f"There is no folder '{source.id}', and it is no Hub id.",
-            f"Point to an existing folder with {source.option}.",
+            f"There is no file or folder '{source.id}', and it is no Hub id.",
+            f"Check the name, or point to an existing folder with {source.option}.",
         )
     if constants.HF_HUB_OFFLINE:
         return UnavailableError(
@@ -96,64 +102,98 @@ def _missing(source: Source, what: str) -> UnavailableError:
     )
 
 
-def _fetch(source: Source, name: str, what: str) -> Path | None:
-    """One file, or None where the place is known and does not have it."""
+def _at_hand(source: Source, name: str) -> Path | None:
+    """A file in the folder or in the Hub's cache, without asking the network."""
     if source.is_local:
         path = Path(source.id).expanduser() / source.subfolder / name
         return path if path.is_file() else None
-    if source.id.startswith((".", "/", "~")):
-        raise _missing(source, what)
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                source.id, name, subfolder=source.subfolder or None, revision=source.revision
-            )
+        return _hub_file(source, name, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
+    return Path(
+        huggingface_hub.hf_hub_download(
+            source.id,
+            name,
+            subfolder=source.subfolder or None,
+            revision=source.revision,
+            local_files_only=local_files_only,
         )
-    except LocalEntryNotFoundError as error:  # offline or unreachable, and not in the cache
-        if constants.HF_HUB_OFFLINE:
-            return None
+    )
+
+
+def _download(source: Source, name: str, what: str) -> Path | None:
+    """A file from the Hub, or None where the repository does not have it.
+
+    Raises:
+        UnavailableError: the repository cannot be reached or read, or the disk is full.
+    """
+    if source.is_local or constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        return _hub_file(source, name, local_files_only=False)
+    except LocalEntryNotFoundError as error:  # not reachable; a kind of EntryNotFoundError
         raise _missing(source, what) from error
     except EntryNotFoundError:
         return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UnavailableError(
+                f"{what} of '{source}' does not fit on the disk of the cache '{constants.HF_HUB_CACHE}'.",
+                "Free some space, or set HF_HOME to a folder on another disk.",
+            ) from error
+        raise _missing(source, what) from error
+    except Exception as error:  # the transports below the Hub's client have types of their own
         raise _missing(source, what) from error
 
 
 def find_files(
     source: Source, what: str, required: Sequence[str], weights: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> Files:
-    """Find (and for a Hub id download) the files of one part.
+    """Find (and for a Hub id download) the files of one part. What is in the cache is taken without a network.
 
     Args:
         source: where to look.
         what: its name in messages, for example "The UNet".
         required: files without which there is nothing.
         weights: names of weights files, the first one found is taken; a sharded file through its index.
-        optional: further files, taken when they are there.
+        optional: further files, taken along when the required ones are downloaded.
 
     Raises:
         UnavailableError: naming the id, the folder looked in, offline mode, and the option for a folder.
     """
-    folder: Path | None = None
-    for name in required:
-        path = _fetch(source, name, what)
+    if not source.is_local and not _is_hub_id(source.id):
+        raise _missing(source, what)
+    downloaded = False
+
+    def need(name: str) -> Path:
+        nonlocal downloaded
+        path = _at_hand(source, name)
+        if path is None:
+            path, downloaded = _download(source, name, f"{what} ({name})"), True
         if path is None:
             raise _missing(source, f"{what} ({name})")
-        folder = path.parent
+        return path
+
+    folder = [need(name) for name in required][-1].parent
     found = None
-    for name in [variant for single in weights for variant in (single, f"{single}.index.json")]:
-        path = _fetch(source, name, what)
-        if path is not None:
-            found, folder = name, path.parent
-            if name.endswith(".index.json"):
-                for shard in shard_names(path):
-                    if _fetch(source, shard, what) is None:
-                        raise _missing(source, f"{what} ({shard})")
-            break
-    if weights and found is None:
-        raise _missing(source, f"{what} ({weights[0]})")
-    for name in optional:
-        _fetch(source, name, what)
+    if weights:
+        candidates = [variant for name in weights for variant in (name, f"{name}.index.json")]
+        found = next((name for name in candidates if _at_hand(source, name)), None)
+        if found is None:
+            found = next((name for name in candidates if _download(source, name, f"{what} ({name})")), None)
+        if found is None:
+            raise _missing(source, f"{what} ({weights[0]})")
+        folder = need(found).parent
+        if found.endswith(".index.json"):
+            for shard in shard_names(folder / found):
+                need(shard)
+    if downloaded:
+        for name in optional:
+            _download(source, name, what)
     commit = None
     if not source.is_local and "snapshots" in folder.parts:
         commit = folder.parts[folder.parts.index("snapshots") + 1]

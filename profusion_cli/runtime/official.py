@@ -32,7 +32,7 @@ def import_official(
     """
     if save_dtype not in DTYPES:
         raise UsageError(f"--save-dtype '{save_dtype}' is unknown.", f"Use one of {', '.join(DTYPES)}.")
-    promptnet, dropped, hashes = read_official(Source(id, revision, subfolder, "another FOLDER"))
+    promptnet, dropped, hashes = read_official(Source(id, revision, subfolder, "FOLDER"))
     base: dict[str, Any] = {"id": None, "revision": None, "fingerprint": {}}
     folder = Path(id).expanduser()
     if (folder / "unet").is_dir() and (folder / "openclip").is_dir():

@@ -18,10 +18,11 @@ from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.weights import (
     UNET_FILE,
-    VIEWS_FILE,
     check_base,
+    check_fit,
     merge_unet_changes,
     promptnet_from_bundle,
+    read_views,
     tensors_of,
 )
 
@@ -80,7 +81,7 @@ class Sampler:
         base: the entered base model.
         bundles: subject bundles, at least one.
         class_words: what each subject is.
-        prompts: all prompts of the run; they are tokenised before anything large is loaded.
+        prompts: all prompts of the run; they are tokenised before the UNet is loaded.
         config: the resolved configuration.
 
     Raises:
@@ -120,18 +121,19 @@ class Sampler:
 
     def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject:
         placement = self.base.placement
-        views = tensors_of(bundle, VIEWS_FILE)
-        if reference >= len(views["latents_mean"]):
+        promptnet = promptnet_from_bundle(bundle)
+        check_fit(promptnet, self.base, with_vision=False)
+        views = read_views(bundle, promptnet)
+        if reference >= len(views):
             raise BundleError(
-                f"'{bundle.name}' has {len(views['latents_mean'])} reference view(s), "
-                f"and sample.reference={reference + 1}.",
+                f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
                 "Set sample.reference to one that it has.",
             )
-        latents = views["latents_mean"][reference][None] * self.base.vae_scaling_factor
+        latents = views.latents_mean[reference][None] * self.base.vae_scaling_factor
         return Subject(
-            promptnet_from_bundle(bundle).to(placement.device, placement.dtype),
+            promptnet.to(placement.device, placement.dtype),
             latents.to(placement.device),
-            views["image_tokens"][reference][None].to(placement.device),
+            views.image_tokens[reference][None].to(placement.device),
             class_word,
         )
 

@@ -13,7 +13,8 @@ from profusion_cli.config import Config
 from profusion_cli.console import Output
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, resolve_placement
-from profusion_cli.runtime.training import Tuned, Views, finetune
+from profusion_cli.runtime.training import Tuned, finetune
+from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (
     PROMPTNET_FILE,
     UNET_FILE,
@@ -63,12 +64,12 @@ def make_subject(
     started = time.perf_counter()
     placement = resolve_placement(config.device, config.dtype, training=config.finetune.steps > 0)
     with BaseModel(config.base, placement) as base:
+        base.latent_size(config.base.resolution, config.base.resolution)
         loaded = load_promptnet(config.promptnet, base, config.seed)
         if config.promptnet.note:
             output.note(f"PromptNet: {config.promptnet.note}.")
         promptnet = loaded.promptnet
         check_fit(promptnet, base)
-        base.latent_size(config.base.resolution, config.base.resolution)
         mean, std = base.encode_moments(squares)
         promptnet.tokens_for(mean.shape[-1])
         views = Views(mean, std, base.encode_image_tokens(squares))

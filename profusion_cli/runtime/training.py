@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -21,29 +22,9 @@ from profusion_cli.runtime.loss import diffusion_loss, diffusion_target
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
+from profusion_cli.runtime.views import Views
 
 QKV = ("to_q", "to_k", "to_v")
-
-
-@dataclass(frozen=True)
-class Views:
-    """Encoded pictures of a subject, on the CPU in float32.
-
-    Args:
-        latents_mean, latents_std: of the VAE posterior, unscaled, shape (V, 4, h, w).
-        image_tokens: shape (V, tokens, width).
-    """
-
-    latents_mean: torch.Tensor
-    latents_std: torch.Tensor
-    image_tokens: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.latents_mean)
-
-    def draw_latents(self, index: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
-        """Scaled VAE samples of the views `index`, shape (B, 4, h, w), with the given standard normal noise."""
-        return (self.latents_mean[index] + self.latents_std[index] * noise) * scaling_factor
 
 
 @dataclass(frozen=True)
@@ -64,9 +45,13 @@ class Batch:
     noise: torch.Tensor
     timesteps: torch.Tensor
 
-    def part(self, index: int, parts: int) -> Batch:
-        """One of so many equal parts."""
-        return Batch(*(getattr(self, name).chunk(parts)[index] for name in self.__dataclass_fields__))
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def split(self, parts: int) -> list[Batch]:
+        """So many parts, as equal as may be."""
+        split = [getattr(self, name).tensor_split(parts) for name in self.__dataclass_fields__]
+        return [Batch(*tensors) for tensors in zip(*split, strict=True)]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -164,7 +149,8 @@ def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accele
     return Accelerator(
         cpu=placement.device.type == "cpu",
         mixed_precision=placement.autocast,
-        gradient_accumulation_steps=gradient_accumulation,
+        # given as a plugin, an environment variable cannot override it
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
     )
 
 
@@ -195,9 +181,9 @@ def fit(
     for step in range(steps):
         batch = batches(step)
         total = 0.0
-        for index in range(parts):
+        for part in batch.split(parts):
             with accelerator.accumulate(objective):
-                loss = objective(batch.part(index, parts).to(accelerator.device))
+                loss = objective(part.to(accelerator.device)) * (len(part) * parts / len(batch))
                 value = loss.item()
                 if not math.isfinite(value):
                     raise DivergedError(
@@ -263,7 +249,7 @@ def finetune(
     alphas_cumprod = scheduler.alphas_cumprod.to(placement.device)
     tokens = concept_tokens(base.text, concept_prompt, promptnet.tokens_for(views.latents_mean.shape[-1]))
     objective = TrainingObjective(promptnet, unet, base.text, tokens, alphas_cumprod, base.prediction_type)
-    accelerator = make_accelerator(placement, config.gradient_accumulation)
+    accelerator = make_accelerator(placement, min(config.gradient_accumulation, config.batch_size))
     objective.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in objective.parameters() if parameter.requires_grad],

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
 from profusion_cli.config import PromptNetSource
-from profusion_cli.errors import BundleError, UnavailableError
+from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import read_source
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import (
@@ -28,6 +28,7 @@ from profusion_cli.runtime.hub import (
     weight_paths,
 )
 from profusion_cli.runtime.promptnet import PromptNet, PromptNetConfig, unet_architecture
+from profusion_cli.runtime.views import Views
 
 PROMPTNET_FILE = "promptnet.safetensors"
 UNET_FILE = "unet.safetensors"
@@ -80,13 +81,40 @@ def promptnet_from_bundle(bundle: Bundle) -> PromptNet:
     description = bundle.manifest.get("promptnet")
     try:
         promptnet = PromptNet(PromptNetConfig(**description))
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # values of every wrong kind end up deep inside torch
         raise BundleError(
             f"The PromptNet in '{bundle.name}' is described by values that cannot be built: {error}.",
             "Make the bundle again.",
         ) from error
     _load_weights(promptnet, tensors_of(bundle, PROMPTNET_FILE), bundle.name)
     return promptnet.eval()
+
+
+def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:
+    """The encoded reference views of a `subject` bundle.
+
+    Raises:
+        BundleError: tensors that are missing, or that its PromptNet cannot take.
+    """
+    tensors = tensors_of(bundle, VIEWS_FILE)
+    names = ("latents_mean", "latents_std", "image_tokens")
+    shapes = [tuple(tensors[name].shape) for name in names if name in tensors]
+    fits = len(shapes) == 3 and [len(shape) for shape in shapes] == [4, 4, 3]
+    if fits:
+        mean, std, image = shapes
+        fits = mean == std and mean[0] == image[0] > 0 and mean[1] == promptnet.conv_in.in_channels
+        fits = fits and image[1] > 0 and image[2] == promptnet.config.image_token_dim
+    try:
+        if fits:
+            promptnet.tokens_for(min(shapes[0][2:]))
+    except ConfigError:
+        fits = False
+    if not fits:
+        raise BundleError(
+            f"The reference views in '{bundle.name}' do not fit its PromptNet.",
+            "Make it again with `profusion finetune`.",
+        )
+    return Views(*(tensors[name].float() for name in names))
 
 
 def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet, tuple[str, ...], dict[str, str]]:
@@ -188,22 +216,23 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
     place, revision = (
         (base.config.id, base.config.revision) if config.weights == BESIDE_BASE else (config.weights, config.revision)
     )
-    source = Source(place, revision, config.subfolder, "--promptnet FILE")
+    source = Source(place, revision, config.subfolder, "--promptnet FILE|FOLDER")
     promptnet, _, hashes = read_official(source, config.sha256)
     return LoadedPromptNet(promptnet, {"weights": place, "files": hashes})
 
 
-def check_fit(promptnet: PromptNet, base: BaseModel) -> None:
-    """PromptNet's widths agree with the base model's.
+def check_fit(promptnet: PromptNet, base: BaseModel, with_vision: bool = True) -> None:
+    """PromptNet's widths agree with the base model's; the vision tower is loaded only if it is asked about.
 
     Raises:
         BundleError: they do not.
     """
     pairs = {
         "word embeddings": (promptnet.config.embedding_dim, base.text.embedding_dim),
-        "image tokens": (promptnet.config.image_token_dim, base.vision.config.hidden_size),
         "latent channels": (promptnet.conv_in.in_channels, base.unet.config.in_channels),
     }
+    if with_vision:
+        pairs["image tokens"] = (promptnet.config.image_token_dim, base.vision.config.hidden_size)
     for what, (own, theirs) in pairs.items():
         if own != theirs:
             raise BundleError(
@@ -218,6 +247,12 @@ def check_base(bundle: Bundle, base: BaseModel, parts: tuple[str, ...]) -> None:
     Raises:
         BundleError: a part of the base model has other weights.
     """
+    missing = [part for part in parts if part not in bundle.manifest["base"]["fingerprint"]]
+    if bundle.kind == "subject" and missing:
+        raise BundleError(
+            f"'{bundle.name}' does not say which {missing[0]} it was made for.",
+            "Make it again with `profusion finetune`.",
+        )
     remembered = {part: digits for part, digits in bundle.manifest["base"]["fingerprint"].items() if part in parts}
     present = base.fingerprints(*remembered)
     for part, digits in remembered.items():

@@ -1,0 +1,28 @@
+"""Encoded pictures of a subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Views:
+    """Encoded pictures of a subject, on the CPU in float32.
+
+    Args:
+        latents_mean, latents_std: of the VAE posterior, unscaled, shape (V, 4, h, w).
+        image_tokens: shape (V, tokens, width).
+    """
+
+    latents_mean: torch.Tensor
+    latents_std: torch.Tensor
+    image_tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents_mean)
+
+    def draw_latents(self, index: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
+        """Scaled VAE samples of the views `index`, shape (B, 4, h, w), with the given standard normal noise."""
+        return (self.latents_mean[index] + self.latents_std[index] * noise) * scaling_factor
