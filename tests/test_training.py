@@ -278,13 +278,10 @@ def test_every_option_does_something(photo, tmp_path, options):
 
 def test_half_precision_on_a_cpu(photo, tmp_path):
     """bfloat16 runs through autocast, in a process of its own: accelerate fixes the precision of a process."""
-    script = (
-        "import sys; from profusion_cli.__main__ import main; "
-        "sys.argv = ['profusion', 'finetune', sys.argv[1], '--preset', 'tiny-random', '--steps', '2', '--dtype', 'bfloat16', '--json', '-o', sys.argv[2]]; main()"
-    )
+    arguments = ("finetune", photo, "--preset", "tiny-random", "--steps", "2", "--dtype", "bfloat16", "--json")
     target = tmp_path / "half.pfz"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(photo), str(target)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "profusion_cli", *arguments, "-o", target], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     full = ok("finetune", photo, "--preset", "tiny-random", "--steps", 2, "--json", "-o", tmp_path / "full.pfz")

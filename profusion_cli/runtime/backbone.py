@@ -45,7 +45,10 @@ TITLES = {
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep diffusers' and transformers' own reports and bars off the terminal; what is wrong is raised."""
+    """Keep diffusers' and transformers' own reports and bars off the terminal; what is wrong is raised.
+
+    The bars stay off; the reports come back.
+    """
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -59,7 +62,6 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logging, level in zip(loggings, levels, strict=True):
             logging.set_verbosity(level)
-            logging.enable_progress_bar()
 
 
 class BaseModel:
