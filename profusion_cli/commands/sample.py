@@ -271,7 +271,7 @@ def sample(
         first, last = drawer.timesteps[0], base.scheduler.config.num_train_timesteps
         if first < 0.85 * last:
             output.warn(
-                f"A schedule of {config.sample.steps} step(s) starts at timestep {first} of {last} here, where pictures "
+                f"A schedule of {config.sample.steps} steps starts at timestep {first} of {last} here, where pictures "
                 "are no longer pure noise. Use 10 to 250 steps, or 500."
             )
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
