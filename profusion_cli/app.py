@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from profusion_cli import __version__
-from profusion_cli.commands import finetune, importer, inspect, presets, sample
+from profusion_cli.commands import finetune, importer, inspect, interpolate, presets, sample
 from profusion_cli.console import print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
@@ -49,6 +49,7 @@ MEMORY_HINTS = {
     "finetune": "Raise --gradient-accumulation (up to the batch size) or switch on "
     "--set finetune.gradient_checkpointing=true, or train less with --train promptnet.",
     "sample": "Lower --batch-size, or --width and --height.",
+    "interpolate": "Lower --width and --height.",
 }
 
 
@@ -71,6 +72,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
+app.command("interpolate")(interpolate.interpolate)
 app.command("import")(importer.import_promptnet)
 app.command("inspect")(inspect.inspect)
 app.command("presets")(presets.presets)

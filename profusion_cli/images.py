@@ -324,6 +324,46 @@ def _drawable(text: str) -> str:
 # Records inside PNG files
 
 
+def strip(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, each at the height of the tallest."""
+    height = max(picture.height for picture in pictures)
+    scaled = [
+        picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
+        if picture.height != height
+        else picture
+        for picture in pictures
+    ]
+    whole = Image.new("RGB", (sum(picture.width for picture in scaled), height))
+    left = 0
+    for picture in scaled:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole
+
+
+def encode_animation(frames: Sequence[Image.Image], fps: float, suffix: str) -> bytes:
+    """An endless animation there and back again.
+
+    Args:
+        frames: RGB, all of one size.
+        fps: frames per second.
+        suffix: `.webp` (lossless) or `.gif`.
+    """
+    there_and_back = [*frames, *reversed(frames[1:-1])]
+    options = {"lossless": True} if suffix == ".webp" else {"disposal": 1}
+    buffer = io.BytesIO()
+    there_and_back[0].save(
+        buffer,
+        suffix[1:].upper(),
+        save_all=True,
+        append_images=there_and_back[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        **options,
+    )
+    return buffer.getvalue()
+
+
 def encode_png(image: Image.Image, parameters: str, record: dict) -> bytes:
     """PNG bytes, the same for the same input, with `parameters` (A1111's key) and `record` as JSON text.
 

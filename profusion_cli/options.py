@@ -8,6 +8,7 @@ import typer
 
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
+FUSION = "Fusion Sampling"
 
 Preset = Annotated[
     str | None,
@@ -63,3 +64,60 @@ DryRun = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output files.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, notes or warnings.", rich_help_panel=OUTPUT)]
+
+NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What the pictures should not show.")]
+SampleSteps = Annotated[int | None, typer.Option("--steps", help="Sampler steps.")]
+Width = Annotated[int | None, typer.Option("--width", help="In pixels.")]
+Height = Annotated[int | None, typer.Option("--height", help="In pixels.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="fusion, fusion-only (no refinement) or cfg (plain classifier-free guidance, at --subject-guidance).",
+        rich_help_panel=FUSION,
+    ),
+]
+FusionSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--fusion-steps",
+        help="Fusion updates in each step; 0 is sampling with independent conditions.",
+        rich_help_panel=FUSION,
+    ),
+]
+Gamma = Annotated[
+    float | None,
+    typer.Option("--gamma", help="Weight of S* in the fusion stage, 0 to 1.", rich_help_panel=FUSION),
+]
+GammaOn = Annotated[
+    str | None,
+    typer.Option(
+        "--gamma-on",
+        help="What gamma multiplies: embedding (paper), hidden (encoder output), hidden-first (authors' code).",
+        rich_help_panel=FUSION,
+    ),
+]
+SubjectPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--subject-prompt",
+        help="Subject term of the refinement: concept (S* alone, the paper) or full (the whole prompt).",
+        rich_help_panel=FUSION,
+    ),
+]
+TextGuidance = Annotated[
+    float | None,
+    typer.Option("--text-guidance", help="Guidance scale of the text in the refinement.", rich_help_panel=FUSION),
+]
+FusionGuidance = Annotated[
+    float | None,
+    typer.Option("--fusion-guidance", help="Guidance scale of the fusion stage.", rich_help_panel=FUSION),
+]
+FusionEta = Annotated[
+    float | None,
+    typer.Option("--fusion-eta", help="DDIM eta of the fusion stage, 0 to 1.", rich_help_panel=FUSION),
+]
+Eta = Annotated[
+    float | None,
+    typer.Option("--eta", help="DDIM eta of the refinement, 0 to 1.", rich_help_panel=FUSION),
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,26 @@ def unused_settings(config: SampleConfig) -> tuple[str, ...]:
     if config.sampler == "fusion-only":
         return ("subject_prompt", "text_guidance", "eta")
     return FUSION_STAGE if config.fusion_steps == 0 else ()
+
+
+def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
+    """Every option that was given does something.
+
+    Raises:
+        UsageError: one that the chosen sampler does not look at.
+    """
+    for name in unused_settings(config.sample):
+        if flags[f"sample.{name}"] is not None:
+            how = "--fusion-steps 0" if config.sample.sampler == "fusion" else f"--sampler {config.sample.sampler}"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
+
+
+def class_words_of(bundles: Sequence[Bundle], config: Config, given: str | None) -> list[str]:
+    """What each subject is: its own word, unless `--class-word` or `--set` gave one for all."""
+    words = [bundle.manifest["config"]["class_word"] for bundle in bundles]
+    if given is not None or config.class_word != words[0]:
+        return [config.class_word] * len(bundles)
+    return words
 
 
 def picture_name(number: int, prompt: str, seed: int) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import SampleConfig
-from profusion_cli.errors import ConfigError
+from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.images import read_png_record
 from profusion_cli.runtime.sampling import subject_weights
 from tests.conftest import ok, run
@@ -194,16 +194,18 @@ def test_tuned_weights_are_the_base_plus_the_weighted_mean_of_the_changes(base_f
     from profusion_cli.config import BaseConfig
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
-    from profusion_cli.runtime.weights import merge_unet_changes
+    from profusion_cli.runtime.weights import tuned_weights
 
     unet = BaseModel(BaseConfig(str(base_folder)), resolve_placement("cpu", "auto", False)).unet
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
-    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    before = dict(unet.named_parameters())
     one = torch.ones_like(before[name])
-    merge_unet_changes(unet, [{name: one}, {name: 5 * one}, {}], [2.0, 1.0, 1.0])
-    after = unet.state_dict()
-    torch.testing.assert_close(after[name], before[name] + (2 * 1 + 1 * 5) / 4)
-    assert all(after[key].equal(value) for key, value in before.items() if key != name)
+    tuned = tuned_weights(before, [{name: one}, {name: 5 * one}, {}], [2.0, 1.0, 1.0])
+    assert set(tuned) == {name}
+    torch.testing.assert_close(tuned[name], before[name] + (2 * 1 + 1 * 5) / 4)
+    for wrong in ({"nowhere": one}, {name: one[:1]}):
+        with pytest.raises(BundleError, match="does not have"):
+            tuned_weights(before, [wrong], [1.0])
 
 
 # --- outputs -------------------------------------------------------------------------------------------------

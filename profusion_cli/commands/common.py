@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
 
 
+BUNDLE_SUFFIX = ".pfz"
+
+
 def display_name(source: str) -> str:
     """How messages call an input."""
     return "standard input" if source == STDIO else source
@@ -100,3 +103,40 @@ def warn_if_random(config: Config, output: Output) -> None:
         output.warn("The base model has random weights: it exercises every step, and draws noise.")
     elif config.promptnet.weights == "untrained":
         output.warn("PromptNet is untrained: S* says nothing about the subject yet.")
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Numbers with commas between, or None where the option was not given.
+
+    Raises:
+        UsageError: something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} '{text}' is not a number, nor numbers with commas between.",
+            f"For example: {option} 7 or {option} 5,2",
+        ) from None
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Bundles first, then prompts: `-` and names that end in .pfz, or name a file, are bundles.
+
+    Raises:
+        UsageError: no bundle.
+    """
+    bundles: list[str] = []
+    for argument in arguments:
+        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument):
+            bundles.append(argument)
+        else:
+            break
+    if not bundles:
+        raise UsageError(
+            f"'{arguments[0]}' is not a bundle: the subjects (.pfz files, or -) come first, then the prompts.",
+            'For example: profusion sample me.pfz "S* in anime style"',
+        )
+    return bundles, arguments[len(bundles) :]

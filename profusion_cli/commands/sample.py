@@ -11,9 +11,11 @@ from profusion_cli import options
 from profusion_cli.commands.common import (
     check_one_stdin,
     configure,
+    numbers,
     open_bundle,
     print_config,
     remembered_config,
+    split_arguments,
     warn_if_random,
 )
 from profusion_cli.console import Output
@@ -21,40 +23,7 @@ from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import parse_prompt, read_prompts
 
-BUNDLE_SUFFIX = ".pfz"
 SHEET_CELL = 256
-
-
-def _numbers(text: str | None, option: str) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"{option} '{text}' is not a number, nor numbers with commas between.",
-            f"For example: {option} 7 or {option} 5,2",
-        ) from None
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Bundles first, then prompts: `-` and names that end in .pfz, or name a file, are bundles.
-
-    Raises:
-        UsageError: no bundle.
-    """
-    bundles: list[str] = []
-    for argument in arguments:
-        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument):
-            bundles.append(argument)
-        else:
-            break
-    if not bundles:
-        raise UsageError(
-            f"'{arguments[0]}' is not a bundle: the subjects (.pfz files, or -) come first, then the prompts.",
-            'For example: profusion sample me.pfz "S* in anime style"',
-        )
-    return bundles, arguments[len(bundles) :]
 
 
 def sample(
@@ -79,12 +48,10 @@ def sample(
     prompts_file: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
     ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", help="What the pictures should not show.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="In pixels.")] = None,
-    height: Annotated[int | None, typer.Option("--height", help="In pixels.")] = None,
+    negative_prompt: options.NegativePrompt = None,
+    steps: options.SampleSteps = None,
+    width: options.Width = None,
+    height: options.Height = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Pictures drawn at once; changes speed and memory only.")
     ] = None,
@@ -94,78 +61,31 @@ def sample(
             "--sheet", metavar="FILE", help="Also write a labelled contact sheet (PNG).", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler",
-            help="fusion, fusion-only (no refinement) or cfg (plain classifier-free guidance, at --subject-guidance).",
-            rich_help_panel="Fusion Sampling",
-        ),
-    ] = None,
-    fusion_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--fusion-steps",
-            help="Fusion updates in each step; 0 is sampling with independent conditions.",
-            rich_help_panel="Fusion Sampling",
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option("--gamma", help="Weight of S* in the fusion stage, 0 to 1.", rich_help_panel="Fusion Sampling"),
-    ] = None,
-    gamma_on: Annotated[
-        str | None,
-        typer.Option(
-            "--gamma-on",
-            help="What gamma multiplies: embedding (paper), hidden (encoder output), hidden-first (authors' code).",
-            rich_help_panel="Fusion Sampling",
-        ),
-    ] = None,
-    subject_prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--subject-prompt",
-            help="Subject term of the refinement: concept (S* alone, the paper) or full (the whole prompt).",
-            rich_help_panel="Fusion Sampling",
-        ),
-    ] = None,
+    sampler: options.SamplerName = None,
+    fusion_steps: options.FusionSteps = None,
+    gamma: options.Gamma = None,
+    gamma_on: options.GammaOn = None,
+    subject_prompt: options.SubjectPrompt = None,
     subject_guidance: Annotated[
         str | None,
         typer.Option(
             "--subject-guidance",
             metavar="X[,X...]",
             help="Guidance scale of the subject; one number, or one per subject.",
-            rich_help_panel="Fusion Sampling",
+            rich_help_panel=options.FUSION,
         ),
     ] = None,
-    text_guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--text-guidance", help="Guidance scale of the text in the refinement.", rich_help_panel="Fusion Sampling"
-        ),
-    ] = None,
-    fusion_guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--fusion-guidance", help="Guidance scale of the fusion stage.", rich_help_panel="Fusion Sampling"
-        ),
-    ] = None,
-    fusion_eta: Annotated[
-        float | None,
-        typer.Option("--fusion-eta", help="DDIM eta of the fusion stage, 0 to 1.", rich_help_panel="Fusion Sampling"),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option("--eta", help="DDIM eta of the refinement, 0 to 1.", rich_help_panel="Fusion Sampling"),
-    ] = None,
+    text_guidance: options.TextGuidance = None,
+    fusion_guidance: options.FusionGuidance = None,
+    fusion_eta: options.FusionEta = None,
+    eta: options.Eta = None,
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
             metavar="X,X...",
             help="Weights of several subjects: of their shares in the guidance and of their UNet changes.",
-            rich_help_panel="Fusion Sampling",
+            rich_help_panel=options.FUSION,
         ),
     ] = None,
     placeholder: options.Placeholder = None,
@@ -188,11 +108,12 @@ def sample(
     """
     from profusion_cli.pictures import (
         check_same_base,
+        check_useful,
+        class_words_of,
         picture_parameters,
         picture_record,
         plan_targets,
         references,
-        unused_settings,
     )
 
     output = Output(quiet, as_json)
@@ -215,12 +136,12 @@ def sample(
         "sample.gamma": gamma,
         "sample.gamma_on": gamma_on,
         "sample.subject_prompt": subject_prompt,
-        "sample.subject_guidance": _numbers(subject_guidance, "--subject-guidance"),
+        "sample.subject_guidance": numbers(subject_guidance, "--subject-guidance"),
         "sample.text_guidance": text_guidance,
         "sample.fusion_guidance": fusion_guidance,
         "sample.fusion_eta": fusion_eta,
         "sample.eta": eta,
-        "sample.weights": _numbers(weights, "--weights"),
+        "sample.weights": numbers(weights, "--weights"),
         "placeholder": placeholder,
         "class_word": class_word,
         "device": device,
@@ -228,17 +149,12 @@ def sample(
         "seed": seed,
     }
     config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
-    for name in unused_settings(config.sample):
-        if flags[f"sample.{name}"] is not None:
-            how = "--fusion-steps 0" if config.sample.sampler == "fusion" else f"--sampler {config.sample.sampler}"
-            raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
+    check_useful(config, flags)
     if dry_run:
         print_config(config)
         return
     check_same_base(bundles)
-    class_words = [bundle.manifest["config"]["class_word"] for bundle in bundles]
-    if class_word is not None or config.class_word != class_words[0]:
-        class_words = [config.class_word] * len(bundles)
+    class_words = class_words_of(bundles, config, class_word)
     prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
     targets = plan_targets(target, prompts, config, force, as_json)
     if sheet is not None:
@@ -265,15 +181,8 @@ def sample(
     made = []
     with BaseModel(config.base, placement) as base:
         drawer = Sampler(base, bundles, class_words, prompts, config)
-        for tokens in drawer.tokens:
-            if tokens.lost:
-                output.warn(f"The prompt '{tokens.prompt.text}' is too long; this was cut off: '{tokens.lost}'")
-        first, last = drawer.timesteps[0], base.scheduler.config.num_train_timesteps
-        if first < 0.85 * last:
-            output.warn(
-                f"A schedule of {config.sample.steps} steps starts at timestep {first} of {last} here, where pictures "
-                "are no longer pure noise. Use 10 to 250 steps, or 500."
-            )
+        for warning in drawer.warnings():
+            output.warn(warning)
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with output.progress("Sampling", batches * len(drawer.timesteps)) as step:
             for picture in drawer.draw(step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -20,11 +21,13 @@ from profusion_cli.runtime.weights import (
     UNET_FILE,
     check_base,
     check_fit,
-    merge_unet_changes,
     promptnet_from_bundle,
     read_views,
     tensors_of,
+    tuned_weights,
 )
+
+LATE_START = 0.85
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Sampler:
     Raises:
         BundleError: a bundle made for another base model, or without the reference view asked for.
         InputError: a prompt so long that its placeholder falls off the end.
-        ConfigError: guidance scales or weights that do not fit the subjects.
+        ConfigError: a number of steps or a size that the base model does not have.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Sampler:
         config: Config,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
-        self.scales, shares = subject_weights(config.sample, len(bundles))
+        self.concept_prompt = config.concept_prompt
         self.timesteps = base.timesteps(config.sample.steps)
         resolution = config.base.resolution
         self.latent_size = base.latent_size(config.sample.width or resolution, config.sample.height or resolution)
@@ -109,13 +112,13 @@ class Sampler:
             self._load_subject(bundle, word, config.sample.reference - 1)
             for bundle, word in zip(bundles, class_words, strict=True)
         ]
-        self.tokens = [self._tokenize(prompt, class_words, config) for prompt in prompts]
+        self.tokens = [self.tokenize(prompt, class_words) for prompt in prompts]
+        changes = [tensors_of(bundle, UNET_FILE) if UNET_FILE in bundle.files else {} for bundle in bundles]
         unet = base.unet
-        merge_unet_changes(
-            unet,
-            [tensors_of(bundle, UNET_FILE) if UNET_FILE in bundle.manifest["files"] else {} for bundle in bundles],
-            list(shares),
-        )
+        changed = {name for change in changes for name in change}
+        before = {name: value.detach().clone() for name, value in unet.named_parameters() if name in changed}
+        self._tuned = partial(tuned_weights, before, changes)
+        self._tuned([1.0] * len(bundles))  # finds changes that fit no parameter
         with quiet_libraries():
             self.unet = unet.to(base.placement.device, base.placement.dtype)
 
@@ -137,60 +140,139 @@ class Sampler:
             class_word,
         )
 
-    def _tokenize(self, prompt: Prompt, class_words: Sequence[str], config: Config) -> PromptTokens:
+    def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
+        """A prompt's tokens, with these words in its text twin."""
         return tokenize_prompt(
             prompt,
             self.base.text,
             class_words,
             [subject.words for subject in self.subjects],
-            negative_prompt=config.sample.negative_prompt,
-            concept_prompt=config.concept_prompt,
-            subject_prompt="full" if config.sample.sampler == "cfg" else config.sample.subject_prompt,
+            negative_prompt=self.settings.negative_prompt,
+            concept_prompt=self.concept_prompt,
+            subject_prompt="full" if self.settings.sampler == "cfg" else self.settings.subject_prompt,
         )
 
+    def warnings(self) -> list[str]:
+        """What the user should know before the pictures are drawn."""
+        texts = [
+            f"The prompt '{tokens.prompt.text}' is too long; this was cut off: '{tokens.lost}'"
+            for tokens in self.tokens
+            if tokens.lost
+        ]
+        first, last = self.timesteps[0], self.base.scheduler.config.num_train_timesteps
+        if first < LATE_START * last:
+            texts.append(
+                f"A schedule of {self.settings.steps} steps starts at timestep {first} of {last} here, where pictures "
+                "are no longer pure noise. Use 10 to 250 steps, or 500."
+            )
+        return texts
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Give the UNet the weighted mean of the subjects' changes; sampling wants it once at least."""
+        parameters = dict(self.unet.named_parameters())
+        with torch.no_grad():
+            for name, value in self._tuned(weights).items():
+                parameters[name].copy_(value)
+
     @torch.inference_mode()
+    def draw_batch(
+        self, tokens: PromptTokens, scales: tuple[float, ...], indices: Sequence[int], progress: Callable[[int], None]
+    ) -> list[Image.Image]:
+        """Pictures j of one prompt, each from the generator of seed + j.
+
+        Args:
+            tokens: of the prompt.
+            scales: guidance scale of each subject.
+            indices: the numbers j.
+            progress: called with the number of sampler steps done.
+        """
+        settings = self.settings
+        shape = (1, self.unet.config.in_channels, *self.latent_size)
+        generators = [picture_generator(self.seed, index) for index in indices]
+
+        def noise(_i: int = 0, _j: int = 0) -> torch.Tensor:
+            drawn = [torch.randn(shape, generator=generator) for generator in generators]
+            return torch.cat(drawn).to(self.base.placement.device)
+
+        denoiser = PromptDenoiser(
+            self.unet,
+            self.base.text,
+            self.subjects,
+            tokens,
+            self.base.scheduler.alphas_cumprod,
+            self.base.prediction_type,
+            settings.gamma_on,
+        )
+        latents = sample_fusion(
+            denoiser,
+            noise(),
+            self.timesteps,
+            self.base.scheduler.alphas_cumprod,
+            guidance_of(settings, scales, tokens.prompt.joint),
+            noise,
+            final_alpha_cumprod=float(self.base.scheduler.final_alpha_cumprod),
+            fusion_steps=0 if settings.sampler == "cfg" else settings.fusion_steps,
+            refine=settings.sampler != "fusion-only",
+            fusion_eta=settings.fusion_eta,
+            eta=settings.eta,
+            callback=progress,
+        )
+        return self.base.decode(latents)
+
     def draw(self, progress: Callable[[int], None]) -> Iterator[Picture]:
-        """All pictures, prompt by prompt, in batches; each has a generator of its own.
+        """All pictures, prompt by prompt, in batches.
 
         Args:
             progress: called with the number of sampler steps done, over all batches.
+
+        Raises:
+            ConfigError: guidance scales or weights that do not fit the subjects.
         """
         settings = self.settings
-        shape = (self.unet.config.in_channels, *self.latent_size)
+        scales, shares = subject_weights(settings, len(self.subjects))
+        self.weigh(shares)
         done = 0
         for number, tokens in enumerate(self.tokens):
-            denoiser = PromptDenoiser(
-                self.unet,
-                self.base.text,
-                self.subjects,
-                tokens,
-                self.base.scheduler.alphas_cumprod,
-                self.base.prediction_type,
-                settings.gamma_on,
-            )
-            guidance = guidance_of(settings, self.scales, tokens.prompt.joint)
             for first in range(0, settings.num_images, settings.batch_size):
                 indices = range(first, min(first + settings.batch_size, settings.num_images))
-                generators = [picture_generator(self.seed, index) for index in indices]
-
-                def noise(_i: int = 0, _j: int = 0, generators: list[torch.Generator] = generators) -> torch.Tensor:
-                    drawn = [torch.randn((1, *shape), generator=generator) for generator in generators]
-                    return torch.cat(drawn).to(self.base.placement.device)
-
-                latents = sample_fusion(
-                    denoiser,
-                    noise(),
-                    self.timesteps,
-                    self.base.scheduler.alphas_cumprod,
-                    guidance,
-                    noise,
-                    final_alpha_cumprod=float(self.base.scheduler.final_alpha_cumprod),
-                    fusion_steps=0 if settings.sampler == "cfg" else settings.fusion_steps,
-                    refine=settings.sampler != "fusion-only",
-                    fusion_eta=settings.fusion_eta,
-                    eta=settings.eta,
-                    callback=lambda steps, done=done: progress(done + steps),
-                )
+                pictures = self.draw_batch(tokens, scales, indices, lambda steps, done=done: progress(done + steps))
                 done += len(self.timesteps)
-                for index, image in zip(indices, self.base.decode(latents), strict=True):
+                for index, image in zip(indices, pictures, strict=True):
                     yield Picture(number, index, image)
+
+
+def frame_weights(frames: int, subjects: int) -> list[tuple[float, ...]]:
+    """Weights of the subjects in each frame, from all on the first to all on the last, summing to 1.
+
+    Args:
+        frames: at least 2.
+        subjects: at least 2; the way leads through all of them, in their order.
+    """
+    weights = []
+    for frame in range(frames):
+        position = frame * (subjects - 1) / (frames - 1)
+        weights.append(tuple(max(0.0, 1.0 - abs(position - subject)) for subject in range(subjects)))
+    return weights
+
+
+def draw_frames(sampler: Sampler, frames: int, progress: Callable[[int], None]) -> Iterator[Image.Image]:
+    """Pictures on the way from subject to subject (arXiv 2305.13579, Fig. 5), all from the same noise.
+
+    The guidance and the weights of the UNet's changes shift together, and the text twin names the
+    subjects that are there, so that the first and the last frame are those of `sample` for one subject.
+
+    Args:
+        sampler: with one prompt, in which S* stands for each subject in turn.
+        frames: how many, at least 2.
+        progress: called with the number of sampler steps done, over all frames.
+    """
+    prompt, (guidance,) = sampler.tokens[0].prompt, sampler.settings.subject_guidance
+    class_words = [subject.class_word for subject in sampler.subjects]
+    for frame, weights in enumerate(frame_weights(frames, len(sampler.subjects))):
+        present = [word for word, weight in zip(class_words, weights, strict=True) if weight > 0]
+        words = [word if weight > 0 else present[0] for word, weight in zip(class_words, weights, strict=True)]
+        sampler.weigh(weights)
+        scales = tuple(guidance * weight for weight in weights)
+        done = frame * len(sampler.timesteps)
+        tokens = sampler.tokenize(prompt, words)
+        yield sampler.draw_batch(tokens, scales, [0], lambda steps, done=done: progress(done + steps))[0]

@@ -11,6 +11,7 @@ from PIL import Image
 from profusion_cli.bundle import write_bundle
 from profusion_cli.config import Config
 from profusion_cli.console import Output
+from profusion_cli.images import strip
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, resolve_placement
 from profusion_cli.runtime.training import Tuned, finetune
@@ -30,11 +31,9 @@ PREVIEW_SIZE = 256
 
 def preview_strip(squares: list[Image.Image]) -> bytes:
     """The reference views side by side, as PNG."""
-    strip = Image.new("RGB", (PREVIEW_SIZE * len(squares), PREVIEW_SIZE))
-    for i, square in enumerate(squares):
-        strip.paste(square.resize((PREVIEW_SIZE, PREVIEW_SIZE), Image.Resampling.LANCZOS), (i * PREVIEW_SIZE, 0))
+    small = [square.resize((PREVIEW_SIZE, PREVIEW_SIZE), Image.Resampling.LANCZOS) for square in squares]
     buffer = io.BytesIO()
-    strip.save(buffer, "PNG")
+    strip(small).save(buffer, "PNG")
     return buffer.getvalue()
 
 

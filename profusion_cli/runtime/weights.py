@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
@@ -276,27 +275,28 @@ def pack(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) 
     )
 
 
-def merge_unet_changes(
-    unet: UNet2DConditionModel, changes: list[Mapping[str, torch.Tensor]], weights: list[float]
-) -> None:
-    """Base weights plus the weighted mean of the subjects' changes, in place, in float32.
+def tuned_weights(
+    parameters: Mapping[str, torch.Tensor], changes: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """Base weights plus the weighted mean of the subjects' changes, for every changed parameter.
 
     Args:
-        unet: the base model's UNet.
+        parameters: the base UNet's, by name.
         changes: for each subject, tuned minus base weight by parameter name; may be empty.
         weights: of the subjects, at least 0, normalised here.
 
     Raises:
         BundleError: a change that fits no parameter.
     """
-    parameters = dict(unet.named_parameters())
     total = sum(weights)
-    with torch.no_grad():
-        for change, weight in zip(changes, weights, strict=True):
-            for name, delta in change.items():
-                if name not in parameters or parameters[name].shape != delta.shape:
-                    raise BundleError(
-                        f"The bundle changes '{name}' {list(delta.shape)}, which the base model's UNet does not have.",
-                        "Use the base model that the bundle was made with.",
-                    )
-                parameters[name].add_(delta.to(parameters[name]), alpha=weight / total)
+    tuned: dict[str, torch.Tensor] = {}
+    for change, weight in zip(changes, weights, strict=True):
+        for name, delta in change.items():
+            if name not in parameters or parameters[name].shape != delta.shape:
+                raise BundleError(
+                    f"The bundle changes '{name}' {list(delta.shape)}, which the base model's UNet does not have.",
+                    "Use the base model that the bundle was made with.",
+                )
+            before = tuned.get(name, parameters[name])
+            tuned[name] = before + weight / total * delta.to(before)
+    return tuned
