@@ -104,10 +104,6 @@ BAD = {
     "no output": (["me.pfz", "you.pfz", PROMPT], 2, "-o"),
     "output exists": (["me.pfz", "you.pfz", PROMPT, "-o", "me.pfz/x.png"], 9, "me.pfz"),
     "useless option": (["me.pfz", "you.pfz", PROMPT, "--sampler", "cfg", "--gamma", "1", "-o", "x"], 2, "no effect"),
-        ["me.pfz", "you.pfz", PROMPT, "--sampler", "cfg", "--gamma", "1", "-o", "x.png"],
-        2,
-        "no effect",
-    ),
 }
 
 
