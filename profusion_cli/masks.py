@@ -102,7 +102,7 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     probable = _ellipse(centre, (0.62 * width, 0.78 * height))
     above = np.arange(WORKING_SIZE)[:, None] < centre[1]  # hair goes far up, shoulders are left out
     possible = _ellipse(centre, (0.84 * width, 1.02 * height)) & above
-    possible |= _ellipse(centre, (0.66 * width, 0.8 * height)) & ~above
+    possible |= _ellipse(centre, (0.6 * width, 0.8 * height)) & ~above
     certain = _ellipse((centre[0], y + 0.52 * height), (0.36 * width, 0.46 * height))
     labels = np.full(grey.shape, cv2.GC_BGD, np.uint8)
     labels[possible] = cv2.GC_PR_BGD
@@ -120,7 +120,10 @@ def thing_mask(photo: Image.Image, name: str, size: int) -> np.ndarray:
     """
     square = np.asarray(crop_square(photo, WORKING_SIZE))
     margin = WORKING_SIZE // 16
-    mask = _grab_cut(square, None, (margin, margin, WORKING_SIZE - 2 * margin, WORKING_SIZE - 2 * margin))
+    side = WORKING_SIZE - 2 * margin
+    mask = _grab_cut(square, None, (margin, margin, side, side))
+    if mask.sum() > 0.97 * side**2:  # nothing stands out from what lies around it
+        mask[:] = False
     return _finish(mask, f"The thing in the middle of '{name}'", size)
 
 
@@ -133,7 +136,10 @@ def _grab_cut(square: np.ndarray, labels: np.ndarray | None, rectangle: Box | No
     """Foreground and probable foreground, boolean; the same for the same picture."""
     import cv2
 
-    colours = np.ascontiguousarray(cv2.bilateralFilter(square, 5, 30, 5)[..., ::-1])
+    # GrabCut's colour models fail on areas of one colour, as in drawings: a little noise makes them well-behaved.
+    noise = np.random.default_rng(0).normal(0, 3, square.shape)
+    smooth = cv2.bilateralFilter(square, 5, 30, 5)
+    colours = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)
     mode = cv2.GC_INIT_WITH_RECT if labels is None else cv2.GC_INIT_WITH_MASK
@@ -159,7 +165,9 @@ def _finish(mask: np.ndarray, what: str, size: int) -> np.ndarray:
     mask = cv2.morphologyEx(np.pad(mask, 32), cv2.MORPH_CLOSE, kernel(9))
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(mask, outlines, -1, 1, cv2.FILLED)
-    soft = cv2.GaussianBlur(np.pad(mask[32:-32], 32, mode="edge").astype(np.float32), (0, 0), 2.5)[32:-32, 32:-32]
+    soft = cv2.GaussianBlur(np.pad(mask[32:-32, 32:-32], 32, mode="edge").astype(np.float32), (0, 0), 2.5)[
+        32:-32, 32:-32
+    ]
     kind = cv2.INTER_AREA if size <= WORKING_SIZE else cv2.INTER_LINEAR
     found = cv2.resize(soft, (size, size), interpolation=kind) >= 0.5
     if not 0.002 < found.mean() < 0.98:

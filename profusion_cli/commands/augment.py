@@ -93,10 +93,14 @@ def fill_backgrounds(moved: Augmented, config: Config, output: Output) -> tuple[
         return moved.on(plain_backgrounds(moved)), {"id": None, "revision": None, "fingerprint": {}}
     from profusion_cli.runtime.inpaint import paint_backgrounds
 
-    if config.augment.model.id is None:
-        output.warn("The inpainting model has random weights: the backgrounds are noise.")
     backgrounds, origin = paint_backgrounds(moved, config, output)
     return moved.on(backgrounds), origin
+
+
+def warn_if_random_inpainting(config: Config, output: Output) -> None:
+    """Random weights are called random."""
+    if config.augment.inpaint and config.augment.model.id is None:
+        output.warn("The inpainting model has random weights: the backgrounds are noise.")
 
 
 def augment_record(moved: Augmented, config: Config, how: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +181,7 @@ def augment(
     found, how, further = find_mask(config, picture, mask, box, output)
     square = crop_square(picture.image, config.base.resolution)
     moved = move_subject(square, found, config.augment, config.seed)
+    warn_if_random_inpainting(config, output)
     made, origin = fill_backgrounds(moved, config, output)
     record = augment_record(made, config, how)
     inputs = [photo_input(picture), *further]

@@ -15,6 +15,7 @@ from profusion_cli.commands.augment import (
     fill_backgrounds,
     find_mask,
     photo_input,
+    warn_if_random_inpainting,
 )
 from profusion_cli.commands.common import (
     check_one_stdin,
@@ -219,6 +220,8 @@ def finetune(
         origins += masks
         record = {**augment_record(moved, config, how), "dropped": dropped}
     warn_if_random(config, output)
+    if augmented and config.base.random is None:
+        warn_if_random_inpainting(config, output)
 
     from profusion_cli.runtime.subjects import make_subject
 
