@@ -311,7 +311,7 @@ def test_the_batch_size_changes_no_picture(photo, augmented, tmp_path):
     assert np.abs(first - second).max() <= 1
 
 
-def test_no_inpaint_says_so_and_needs_no_torch(photo, tmp_path):
+def test_no_inpaint_says_so(photo, tmp_path):
     result = ok("augment", photo, *TINY, "--no-inpaint", "-o", tmp_path / "a.pfz")
     assert "plain colours" in result.stderr
     manifest = bundle_at(tmp_path / "a.pfz").manifest
