@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from profusion_cli import __version__
-from profusion_cli.commands import finetune, importer, inspect, interpolate, presets, sample
+from profusion_cli.commands import augment, finetune, importer, inspect, interpolate, presets, sample
 from profusion_cli.console import print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
@@ -46,8 +46,10 @@ class Commands(TyperGroup):
 
 
 MEMORY_HINTS = {
+    "augment": "Lower --set augment.batch_size, or use plain backgrounds with --no-inpaint.",
     "finetune": "Raise --gradient-accumulation (up to the batch size) or switch on "
-    "--set finetune.gradient_checkpointing=true, or train less with --train promptnet.",
+    "--set finetune.gradient_checkpointing=true, or train less with --train promptnet; while inpainting, lower "
+    "--set augment.batch_size.",
     "sample": "Lower --batch-size, or --width and --height.",
     "interpolate": "Lower --width and --height.",
 }
@@ -70,6 +72,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One picture of a face or thing becomes a model that draws it anywhere.",
 )
+app.command("augment")(augment.augment)
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
 app.command("interpolate")(interpolate.interpolate)

@@ -86,6 +86,55 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class InpaintModel:
+    """The inpainting model, in diffusers' folder layout: a folder or a Hub id, or random weights."""
+
+    id: str | None = "sd2-community/stable-diffusion-2-inpainting"
+    revision: str | None = None
+    random: RandomConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.id is None and self.random is None:
+            raise ConfigError(
+                "augment.model has neither an id nor random weights.",
+                "Name a folder or Hub id with --set augment.model.id=FOLDER.",
+            )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation: the subject of one photo, moved, on other backgrounds (Appendix B of the paper)."""
+
+    method: Literal["face", "thing"] = "face"
+    views: int = _between(1, 999, default=31)
+    scale_min: float = _between(0.05, 4, default=0.6)
+    scale_max: float = _between(0.05, 4, default=1.0)
+    rotation: float = _between(0, 180, default=10.0)
+    translation: float = _between(0, 1, default=0.2)
+    flip: bool = False
+    inpaint: bool = True
+    model: InpaintModel = InpaintModel()
+    steps: int = _between(1, 999, default=50)
+    guidance_scale: float = _between(0, 100, default=7.5)
+    batch_size: int = _between(1, 4096, default=4)
+    prompt: str = (
+        "a photo of {class_word}, highly detailed, soft natural lighting, photo realism, professional portrait, "
+        "ultra-detailed, 4k resolution, wallpaper, hd wallpaper"
+    )
+    negative_prompt: str = (
+        "magzine, frame, tiled, repeated, multiple people, multiple faces, group of people, split frame, "
+        "multiple panel, split image, watermark, boarder, diptych, triptych"
+    )
+
+    def __post_init__(self) -> None:
+        if self.scale_min > self.scale_max:
+            raise ConfigError(
+                f"augment.scale_min={self.scale_min} is more than augment.scale_max={self.scale_max}.",
+                "Exchange them.",
+            )
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Sampling: what to draw, and how Fusion Sampling weighs subject and text."""
 
@@ -128,6 +177,7 @@ class Config:
     base: BaseConfig
     description: str = ""
     promptnet: PromptNetSource = PromptNetSource()
+    augment: AugmentConfig = AugmentConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     class_word: str = "a person"

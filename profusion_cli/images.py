@@ -275,6 +275,21 @@ def contact_sheet(
     return sheet
 
 
+def numbered_sheet(pictures: Sequence[tuple[str, Image.Image]], cell: int = 160, columns: int = 8) -> Image.Image:
+    """Pictures in rows, each with its caption below it."""
+    columns = min(columns, len(pictures))
+    gap, font = max(cell // 16, 4), _font(max(cell // 10, 10))
+    pitch = cell + gap + _line_height(font)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + rows * pitch), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (caption, picture) in enumerate(pictures):
+        x, y = gap + index % columns * (cell + gap), gap + index // columns * pitch
+        sheet.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x + cell // 2, y + cell), caption, font=font, fill=_INK, anchor="ma")
+    return sheet
+
+
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
     assert isinstance(font, ImageFont.FreeTypeFont)

@@ -57,6 +57,34 @@ ClassWord = Annotated[
     str | None,
     typer.Option("--class-word", help='What the subject is, for the text without it ("a person").'),
 ]
+AUGMENTATION = "Augmentation"
+MaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mask",
+        metavar="FILE",
+        help="A picture of the photo's size, light on the subject and dark elsewhere.",
+        rich_help_panel=AUGMENTATION,
+    ),
+]
+BoxOption = Annotated[
+    str | None,
+    typer.Option(
+        "--box", metavar="X,Y,W,H", help="The subject fills this box of the photo.", rich_help_panel=AUGMENTATION
+    ),
+]
+ViewsOption = Annotated[
+    int | None,
+    typer.Option("--views", metavar="N", help="How many pictures to make.", rich_help_panel=AUGMENTATION),
+]
+NoInpaint = Annotated[
+    bool,
+    typer.Option(
+        "--no-inpaint",
+        help="Lay the subject on plain colours, without an inpainting model.",
+        rich_help_panel=AUGMENTATION,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved configuration as YAML and stop.", rich_help_panel=CONFIGURATION),

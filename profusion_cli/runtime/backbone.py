@@ -74,6 +74,9 @@ class BaseModel:
         placement: device and precision.
     """
 
+    inpainting = False
+    """Whether a model of random weights is one for inpainting."""
+
     def __init__(self, config: BaseConfig, placement: Placement) -> None:
         self.config = config
         self.placement = placement
@@ -87,7 +90,7 @@ class BaseModel:
             self._temporary = tempfile.TemporaryDirectory(prefix="profusion-", ignore_cleanup_errors=True)
             random = self.config.random
             with quiet_libraries():
-                build_random_base(Path(self._temporary.name), random.size, random.seed)
+                build_random_base(Path(self._temporary.name), random.size, random.seed, inpainting=self.inpainting)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -77,7 +77,9 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def build_random_base(folder: Path, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon") -> None:
+def build_random_base(
+    folder: Path, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon", inpainting: bool = False
+) -> None:
     """Write a base model of random weights, with the true CLIP tokenizer, into `folder`.
 
     Args:
@@ -85,6 +87,7 @@ def build_random_base(folder: Path, size: str = "tiny", seed: int = 0, predictio
         size: `tiny`, or `sd2` for the real architecture (2.6 GB in float16), to measure speed and memory.
         seed: of the weights; the same seed gives the same weights.
         prediction_type: `epsilon` or `v_prediction`, written into the scheduler's configuration.
+        inpainting: an inpainting model, whose UNet also sees the mask and what it leaves (9 channels), without vision.
     """
     parts = ARCHITECTURES[size]
     with torch.random.fork_rng(devices=[]):
@@ -94,6 +97,7 @@ def build_random_base(folder: Path, size: str = "tiny", seed: int = 0, predictio
                 down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
                 up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
                 use_linear_projection=True,
+                in_channels=9 if inpainting else 4,
                 **parts["unet"],
             ),
             "vae": AutoencoderKL(
@@ -110,10 +114,10 @@ def build_random_base(folder: Path, size: str = "tiny", seed: int = 0, predictio
                     **parts["text_encoder"],
                 )
             ),
-            "vision": CLIPVisionModel(
-                CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
-            ),
         }
+        if not inpainting:
+            vision = CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
+            models["vision"] = CLIPVisionModel(vision)
     for name, model in models.items():
         (model.half() if size == "sd2" else model).save_pretrained(folder / name)
     DDIMScheduler(

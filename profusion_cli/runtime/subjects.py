@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -27,6 +28,7 @@ from profusion_cli.runtime.weights import (
 )
 
 PREVIEW_SIZE = 256
+VIEW_TENSORS = ("latents_mean", "latents_std", "image_tokens")
 
 
 def preview_strip(squares: list[Image.Image]) -> bytes:
@@ -45,6 +47,8 @@ def make_subject(
     target: str,
     force: bool,
     output: Output,
+    parents: Sequence[str] = (),
+    augment: Callable[[], tuple[list[Image.Image], dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Encode the photos, fine-tune, and write the subject bundle.
 
@@ -56,6 +60,9 @@ def make_subject(
         target: file name, or `-`.
         force: overwrite an existing file.
         output: where progress goes.
+        parents: SHA-256 of the bundles that the photos come from.
+        augment: makes further pictures to train on, and says how they were made, for the manifest. It is called
+            when PromptNet is at hand, so that hours of work do not end with a missing file.
 
     Returns:
         A summary: SHA-256 of the bundle, steps, first and last loss, seconds.
@@ -69,9 +76,10 @@ def make_subject(
             output.note(f"PromptNet: {config.promptnet.note}.")
         promptnet = loaded.promptnet
         check_fit(promptnet, base)
-        mean, std = base.encode_moments(squares)
+        pictures, augmentation = augment() if augment is not None else ([], None)
+        mean, std = base.encode_moments([*squares, *pictures])
         promptnet.tokens_for(mean.shape[-1])
-        views = Views(mean, std, base.encode_image_tokens(squares))
+        views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
         fingerprints = base.fingerprints("unet", "vae", "text_encoder", "vision")
         base.release("vae", "vision")
         tuned = Tuned({}, ())
@@ -90,24 +98,25 @@ def make_subject(
         files = {PROMPTNET_FILE: pack(promptnet.state_dict(), save_dtype)}
         if tuned.unet_changes:
             files[UNET_FILE] = pack(tuned.unet_changes, save_dtype)
-        files[VIEWS_FILE] = pack(
-            {"latents_mean": views.latents_mean, "latents_std": views.latents_std, "image_tokens": views.image_tokens}
-        )
+        references = views.first(len(squares))
+        files[VIEWS_FILE] = pack({name: getattr(references, name) for name in VIEW_TENSORS})
         manifest = {
             "kind": "subject",
             "base": base.manifest(fingerprints),
             "config": remembered,
             "seed": config.seed,
             "inputs": inputs,
-            "parents": list(loaded.parents),
+            "parents": [*parents, *loaded.parents],
             "promptnet": promptnet_section(promptnet),
             "promptnet_source": loaded.source,
+            "augmentation": augmentation,
             "loss": {"first": tuned.losses[0], "last": tuned.losses[-1]} if tuned.losses else None,
         }
         sha256 = write_bundle(target, manifest, files, preview_strip(squares), force)
     return {
         "sha256": sha256,
         "kind": "subject",
+        "views": len(views),
         "steps": config.finetune.steps,
         "first_loss": tuned.losses[0] if tuned.losses else None,
         "last_loss": tuned.losses[-1] if tuned.losses else None,

@@ -23,6 +23,10 @@ class Views:
     def __len__(self) -> int:
         return len(self.latents_mean)
 
+    def first(self, count: int) -> Views:
+        """The first `count` views."""
+        return Views(*(getattr(self, name)[:count].clone() for name in self.__dataclass_fields__))
+
     def draw_latents(self, index: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
         """Scaled VAE samples of the views `index`, shape (B, 4, h, w), with the given standard normal noise."""
         return (self.latents_mean[index] + self.latents_std[index] * noise) * scaling_factor

@@ -1,0 +1,147 @@
+"""Backgrounds for moved subjects, painted by an inpainting model through diffusers' pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel
+
+from profusion_cli.augmentation import Augmented
+from profusion_cli.config import BaseConfig, Config, InpaintModel
+from profusion_cli.console import Output
+from profusion_cli.errors import DeviceError, UnavailableError
+from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.device import Placement, picture_generator, resolve_placement
+from profusion_cli.runtime.hub import Source
+
+INPAINTING_CHANNELS = 9
+OTHER_WAYS = "--set augment.model.id=FOLDER, or use plain backgrounds with --no-inpaint"
+
+
+class InpaintingModel(BaseModel):
+    """An inpainting model in diffusers' folder layout, all of it on the device in one precision."""
+
+    inpainting = True
+
+    def __init__(self, model: InpaintModel, placement: Placement, resolution: int) -> None:
+        random = model.random if model.id is None else None
+        name = model.id or f"random weights ({model.random.size})"
+        super().__init__(BaseConfig(name, model.revision, random=random, resolution=resolution), placement)
+
+    def source(self, name: str) -> Source:
+        return dataclasses.replace(super().source(name), option=OTHER_WAYS)
+
+    @cached_property
+    def pipeline(self) -> StableDiffusionInpaintPipeline:
+        """Diffusers' pipeline.
+
+        Raises:
+            UnavailableError: parts that cannot be had, or a UNet that is not for inpainting.
+        """
+        channels = self._settings("unet").get("in_channels")
+        if channels != INPAINTING_CHANNELS:
+            raise UnavailableError(
+                f"The UNet of '{self.config.id}' takes {channels} channels, and one for inpainting takes "
+                f"{INPAINTING_CHANNELS}.",
+                f"Point to an inpainting model with {OTHER_WAYS}.",
+            )
+        for name in ("vae", "text_encoder"):  # before the first gigabytes are read
+            self.files(name)
+        parts = {
+            "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
+            "vae": self._load("vae", AutoencoderKL, self.placement.dtype),
+            "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
+        }
+        with quiet_libraries():
+            pipeline = StableDiffusionInpaintPipeline(
+                **{name: part.to(self.placement.device) for name, part in parts.items()},
+                tokenizer=self.tokenizer,
+                scheduler=self.scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def background_prompt(config: Config) -> str:
+    """The prompt with the class word in it."""
+    return config.augment.prompt.replace("{class_word}", config.class_word)
+
+
+def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> tuple[np.ndarray, dict[str, Any]]:
+    """Paint around the subjects.
+
+    Every picture has a generator of its own, from its seed, so that the batch size changes nothing.
+
+    Args:
+        augmented: the moved subjects.
+        config: the resolved configuration.
+        output: where progress goes.
+
+    Returns:
+        uint8 pictures of shape (N, S, S, 3), in which the subjects are repainted too, if only slightly; and what a
+        manifest remembers of the model.
+
+    Raises:
+        UnavailableError: the model cannot be had.
+        DeviceError: the precision does not suffice.
+    """
+    settings, size = config.augment, len(augmented.original)
+    placement = resolve_placement(config.device, config.dtype, training=False)
+    images = augmented.images
+    holes = [Image.fromarray(255 - mask) for mask in augmented.masks]
+    texts = background_prompt(config), settings.negative_prompt
+    painted = []
+    with InpaintingModel(settings.model, placement, size) as model:
+        model.latent_size(size, size)
+        pipeline = model.pipeline
+        for text in texts:
+            if len(model.tokenizer(text).input_ids) > model.tokenizer.model_max_length:
+                output.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
+        starts = range(0, len(images), settings.batch_size)
+        with output.progress("Inpainting", len(starts) * settings.steps) as step, quiet_libraries():
+            for number, start in enumerate(starts):
+                part = slice(start, start + settings.batch_size)
+                count = len(images[part])
+
+                def report(_: Any, done: int, __: Any, values: dict[str, Any], number: int = number) -> dict[str, Any]:
+                    step(number * settings.steps + done + 1, "")
+                    return values
+
+                made = pipeline(
+                    prompt=[texts[0]] * count,
+                    negative_prompt=[texts[1]] * count,
+                    image=images[part],
+                    mask_image=holes[part],
+                    height=size,
+                    width=size,
+                    strength=1.0,
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance_scale,
+                    generator=[picture_generator(seed, 0) for seed in augmented.seeds[part]],
+                    output_type="np",
+                    callback_on_step_end=report,
+                ).images
+                if not np.isfinite(made).all():
+                    raise DeviceError(
+                        f"Inpainting gave non-finite numbers in {placement.dtype}.", "Use --dtype float32."
+                    )
+                painted.append((made * 255).round().astype(np.uint8))
+        origin = {
+            "id": model.config.id,
+            "revision": model.files("unet").revision or model.config.revision,
+            "fingerprint": {},
+        }
+        del pipeline
+        model.release("pipeline")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return np.concatenate(painted), origin
