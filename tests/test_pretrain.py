@@ -239,7 +239,7 @@ def test_unreadable_pictures_are_counted_and_named(pictures, tmp_path):
 
 def test_bad_input(pictures, tmp_path, monkeypatch):
     """All of these before a model is loaded."""
-    monkeypatch.setattr(pretraining, "BaseModel", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(pretraining, "Trainer", lambda *_: pytest.fail("a model is loaded"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "bad.png").write_bytes(b"junk")
@@ -360,7 +360,7 @@ def child(arguments, patch=lambda: None):
     status = os.waitpid(pid, 0)[1]
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_after(step):
@@ -523,7 +523,7 @@ def test_two_processes_train_what_one_does(pictures, tmp_path):
     common = ["pretrain", pictures, *TINY, "--batch-size", 5, "--lr", "2e-5", "--gradient-accumulation", 2]
     ok(*common, "--steps", 3, "-o", tmp_path / "one.pfz")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [*common, "--steps", 3, "-o", tmp_path / "two.pfz", "--json"]
     command = [*launcher, "-m", "profusion_cli", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

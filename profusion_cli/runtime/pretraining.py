@@ -503,11 +503,12 @@ def pretrain(
             "It counts the pictures of all processes together: raise it.",
         )
     parts = min(own.gradient_accumulation, own.batch_size // processes)
-    accelerator = make_accelerator(placement, parts, log_with=log_with, project_dir=str(work))
-    try:
-        dataset, unreadable = read_dataset(accelerator, listing, output)
-        placement = replace(placement, device=accelerator.device)
-        with BaseModel(config.base, placement) as base:
+    # entered first: once the processes know of one another, transformers writes a random base in one of them only
+    with BaseModel(config.base, placement) as base:
+        accelerator = make_accelerator(placement, parts, log_with=log_with, project_dir=str(work))
+        base.placement = replace(placement, device=accelerator.device)
+        try:
+            dataset, unreadable = read_dataset(accelerator, listing, output)
             trainer = Trainer(config, base, accelerator, settings_of(config, base, dataset))
             resumed = newest_checkpoint(work) if resume else None
             if resumed is not None:
@@ -545,8 +546,8 @@ def pretrain(
                 }
                 files = {PROMPTNET_FILE: pack(trainer.weights(), DTYPES[own.save_dtype])}
                 summary = {"sha256": write_bundle(target, manifest, files, force=force), **summary}
-    finally:
-        accelerator.end_training()
+        finally:
+            accelerator.end_training()
     return {**summary, "seconds": round(time.perf_counter() - started, 2)}
 
 
