@@ -14,8 +14,6 @@ from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, check_target
 
-TRAINING = "Training"
-
 
 def pretrain(
     images: Annotated[
