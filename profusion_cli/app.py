@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from profusion_cli import __version__
-from profusion_cli.commands import augment, finetune, importer, inspect, interpolate, presets, sample
+from profusion_cli.commands import augment, finetune, importer, inspect, interpolate, presets, pretrain, sample
 from profusion_cli.console import print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
@@ -28,8 +28,8 @@ class Commands(TyperGroup):
         except ProfusionError as error:
             print_error(error)
             raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            sys.stderr.write("Interrupted.\n")
+        except KeyboardInterrupt as interrupt:
+            sys.stderr.write(" ".join(["Interrupted.", *map(str, interrupt.args)]) + "\n")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,6 +46,8 @@ class Commands(TyperGroup):
 
 
 MEMORY_HINTS = {
+    "pretrain": "Raise --gradient-accumulation (up to the batch size of a process), switch on --set "
+    "pretrain.gradient_checkpointing=true, and go on with --resume.",
     "augment": "Lower --set augment.batch_size, or use plain backgrounds with --no-inpaint.",
     "finetune": "Raise --gradient-accumulation (up to the batch size) or switch on "
     "--set finetune.gradient_checkpointing=true, or train less with --train promptnet; while inpainting, lower "
@@ -72,6 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One picture of a face or thing becomes a model that draws it anywhere.",
 )
+app.command("pretrain")(pretrain.pretrain)
 app.command("augment")(augment.augment)
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)

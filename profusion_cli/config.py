@@ -135,6 +135,27 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training PromptNet on many pictures; `batch_size` counts all processes together."""
+
+    steps: int = _between(1, 100_000_000, default=80_000)
+    batch_size: int = _between(1, 65_536, default=64)
+    learning_rate: float = _between(0, 1, default=2.0e-5)
+    weight_decay: float = _between(0, 1, default=0.01)
+    max_grad_norm: float = _between(0, None, default=1.0)
+    warmup_steps: int = _between(0, 100_000_000, default=0)
+    ema_decay: float = _between(0, 0.999999, default=0.0)
+    embedding_l2: float = _between(0, None, default=0.0)
+    gradient_accumulation: int = _between(1, 4096, default=1)
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = _between(1, 100_000_000, default=1000)
+    keep_checkpoints: int = _between(1, 1000, default=2)
+    sample_every: int = _between(0, 100_000_000, default=0)
+    sample_steps: int = _between(1, 1000, default=20)
+    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Sampling: what to draw, and how Fusion Sampling weighs subject and text."""
 
@@ -179,6 +200,7 @@ class Config:
     promptnet: PromptNetSource = PromptNetSource()
     augment: AugmentConfig = AugmentConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     sample: SampleConfig = SampleConfig()
     class_word: str = "a person"
     concept_prompt: str = "a photo of S*"

@@ -16,7 +16,7 @@ from profusion_cli.runtime.denoiser import PromptDenoiser, Subject, tokenize_pro
 from profusion_cli.runtime.device import Placement
 from profusion_cli.runtime.fusion import Condition, Guidance, refined_eps, sample_fusion
 from profusion_cli.runtime.hub import Source
-from profusion_cli.runtime.loss import diffusion_loss
+from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
 from profusion_cli.runtime.training import Batch, TrainingObjective, concept_tokens, select_trainable
@@ -331,4 +331,21 @@ def test_loss_and_gradient_norms_of_other_steps(inputs, case, words, train, perm
     assert set(parameters) == recorded_names
     for name, parameter in parameters.items():
         norm = about["per_param_grad_norm"][name]
+        assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+
+
+def test_a_step_with_the_regulariser(base, inputs):
+    """Eq. (2) at lambda 0.01: the regulariser itself, the loss, and every parameter's gradient norm."""
+    promptnet, _, _ = read_official(Source(str(CHECKPOINT), None, "promptnet", ""))
+    about = settings("training/summary.json")["train_l2reg0.01"]
+    words = recorded("training/train_noreg.safetensors")["pseudo_tokens"]
+    assert 0.01 * embedding_l2(words).item() == pytest.approx(about["reg"], rel=1e-5)
+    tokens, alphas_cumprod = concept_tokens(base.text, "A photo of S*", 1), base.scheduler.alphas_cumprod
+    select_trainable(promptnet, base.unet, "promptnet")
+    objective = TrainingObjective(promptnet, base.unet, base.text, tokens, alphas_cumprod, "epsilon", 0.01)
+    loss = objective(recorded_batch(inputs))
+    loss.backward()
+    assert loss.item() == pytest.approx(about["loss"], rel=1e-5)
+    for name, parameter in promptnet.named_parameters():
+        norm = about["per_param_grad_norm"][f"promptnet.{name}"]
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7), name

@@ -99,6 +99,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
 
 
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator of the order of one epoch, independent of those of the steps."""
+    digest = hashlib.sha256(f"{seed}:epoch:{epoch}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch ran out of memory, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -29,3 +29,8 @@ def diffusion_target(
 def diffusion_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Eq. (1): mean squared error in float32, without weighting or regularisation; a scalar."""
     return (prediction.float() - target.float()).square().mean()
+
+
+def embedding_l2(pseudo_words: torch.Tensor) -> torch.Tensor:
+    """The regulariser ||S*||^2 of eq. (2), as the authors compute it: the mean over all elements; a scalar."""
+    return pseudo_words.float().square().mean()

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from profusion_cli.errors import DivergedError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import Placement, step_generator
-from profusion_cli.runtime.loss import diffusion_loss, diffusion_target
+from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
@@ -83,12 +84,15 @@ def concept_tokens(text: TextConditioner, concept_prompt: str, words: int) -> To
 class TrainingObjective(nn.Module):
     """Eq. (1) for a batch: PromptNet at (reference, x_t, t), S* in the prompt, and the UNet's error.
 
+    With `embedding_l2` above 0 it is eq. (2), the paper's ablation.
+
     Args:
         promptnet, unet: the networks, either of which may be trained.
         text: the frozen text conditioner.
         tokens: from `concept_tokens`.
         alphas_cumprod: shape (train timesteps,).
         prediction_type: `epsilon` or `v_prediction`.
+        embedding_l2: lambda of eq. (2).
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class TrainingObjective(nn.Module):
         tokens: Tokens,
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
+        embedding_l2: float = 0.0,
     ) -> None:
         super().__init__()
         self.promptnet = promptnet
@@ -107,6 +112,7 @@ class TrainingObjective(nn.Module):
         self.tokens = tokens
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
+        self.embedding_l2 = embedding_l2
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss, a float32 scalar."""
@@ -121,7 +127,8 @@ class TrainingObjective(nn.Module):
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )
-        return diffusion_loss(prediction, target)
+        loss = diffusion_loss(prediction, target)
+        return loss + self.embedding_l2 * embedding_l2(words) if self.embedding_l2 else loss
 
 
 def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: str) -> dict[str, nn.Parameter]:
@@ -142,8 +149,8 @@ def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: st
     return chosen
 
 
-def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
-    """An accelerator on the device and in the precision of the placement."""
+def make_accelerator(placement: Placement, gradient_accumulation: int, **options: Any) -> Accelerator:
+    """An accelerator on the device and in the precision of the placement, with accelerate's other options."""
     if placement.device.index is not None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
     return Accelerator(
@@ -151,52 +158,86 @@ def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accele
         mixed_precision=placement.autocast,
         # given as a plugin, an environment variable cannot override it
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
+        **options,
     )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step that was done.
+
+    Args:
+        number: from 1.
+        loss: of the whole batch, before the step.
+        learning_rate: that it took.
+        grad_norm: of all trained parameters together, before clipping.
+    """
+
+    number: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
 
 
 def fit(
     accelerator: Accelerator,
-    objective: TrainingObjective,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Callable[[int], Batch],
+    batch_size: int,
     steps: int,
     max_grad_norm: float,
-) -> Iterator[float]:
-    """Optimiser steps, one per item; yields the loss of each.
+    *,
+    start: int = 0,
+    learning_rate: Callable[[int], float] | None = None,
+    kept: str = "nothing was saved",
+) -> Iterator[Step]:
+    """Optimiser steps, one per item; what is to happen after a step happens between the items.
+
+    Several processes take the step that one would take with all their pictures: the mean of the loss
+    is over the pictures, however many each process has.
 
     Args:
         accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
-        objective: the loss.
-        optimizer: over the trained parameters.
-        batches: the whole batch of a step, on the CPU.
-        steps: how many.
+        objective, optimizer: the loss and the optimiser of the trained parameters, both prepared by it.
+        batches: this process's share of the batch of a step (from 0), on the CPU.
+        batch_size: of the shares of all processes together.
+        steps: the step to stop at.
         max_grad_norm: clips the gradients of all trained parameters together; 0 does not clip.
+        start: how many of the steps are done already.
+        learning_rate: of a step (from 0); without it the optimiser's own.
+        kept: what a divergence leaves behind.
 
     Raises:
-        DivergedError: a loss that is not finite.
+        DivergedError: a loss that is not finite, in any process; the step is not taken.
     """
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    parts = accelerator.gradient_accumulation_steps
+    parts, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for step in range(steps):
+    for step in range(start, steps):
+        if learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step)
         batch = batches(step)
-        total = 0.0
+        total = torch.zeros((), device=accelerator.device)
+        grad_norm = torch.zeros(())
         for part in batch.split(parts):
             with accelerator.accumulate(objective):
-                loss = objective(part.to(accelerator.device)) * (len(part) * parts / len(batch))
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise DivergedError(
-                        f"Training diverged: the loss at step {step + 1} is {value}; nothing was saved.",
-                        "Lower --lr, or use --dtype float32.",
-                    )
+                # accelerate divides by the parts, and averages over the processes
+                weight = len(part) * parts * processes / batch_size
+                loss = objective(part.to(accelerator.device)) * weight
+                total += loss.detach() / parts
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(parameters, max_grad_norm)
+                if accelerator.sync_gradients:
+                    value = accelerator.reduce(total, "mean").item()
+                    if not math.isfinite(value):
+                        raise DivergedError(
+                            f"Training diverged: the loss at step {step + 1} is {value}; {kept}.",
+                            "Lower --lr, or use --dtype float32.",
+                        )
+                    grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
-            total += value / parts
-        yield total
+        yield Step(step + 1, value, optimizer.param_groups[0]["lr"], float(grad_norm))
 
 
 @dataclass(frozen=True)
@@ -263,10 +304,12 @@ def finetune(
             views, config.batch_size, generator, base.vae_scaling_factor, scheduler.config.num_train_timesteps
         )
 
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    size = config.batch_size * accelerator.num_processes
     losses = []
-    for loss in fit(accelerator, objective, optimizer, batches, config.steps, config.max_grad_norm):
-        losses.append(loss)
-        progress(len(losses), loss)
+    for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
+        losses.append(step.loss)
+        progress(step.number, step.loss)
     changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
     promptnet.eval().requires_grad_(False)
     return Tuned(changes, tuple(losses))
