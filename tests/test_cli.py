@@ -493,3 +493,17 @@ def test_photographs(tmp_path):
         ok("finetune", face, "--no-augment", "--preset", "tiny-random", "--steps", 1, "-o", bundles[-1])
     ok("sample", *bundles, "S1* and S2* at sea", "--steps", 1, "-o", tmp_path, "--sheet", tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_the_whole_chain_in_a_pipe(photo, tmp_path):
+    """Photo to views to subject to picture; the picture names the views' bundle and the photo."""
+    done = shell(
+        "set -o pipefail; cat $PHOTO | $P augment - --preset tiny-random --views 2 -o - -q | tee views.pfz "
+        '| $P finetune - --steps 1 -o - -q | $P sample - "S* in anime style" --steps 1 -o - -q > out.png',
+        tmp_path,
+        PHOTO=str(photo),
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    entry = next(iter(yaml.safe_load_all(ok("inspect", tmp_path / "out.png", tmp_path / "views.pfz", photo).stdout)))
+    named = [origin.get("is_the_file") for origin in entry["made_from"]]
+    assert named == [None, str(photo), str(tmp_path / "views.pfz")]

@@ -46,14 +46,15 @@ def made_from(entry: dict[str, Any]) -> list[dict[str, str]]:
     if "record" in entry:
         for subject in entry["record"].get("subjects", []):
             origins.append({"what": f"subject bundle {subject['name']}", "sha256": subject["sha256"]})
-            origins += [
-                {"what": f"{item['kind']} {item['name']}", "sha256": item["sha256"]} for item in subject["inputs"]
-            ]
+            origins += _inputs_and_parents(subject)
     if "manifest" in entry:
-        manifest = entry["manifest"]
-        origins += [{"what": f"{item['kind']} {item['name']}", "sha256": item["sha256"]} for item in manifest["inputs"]]
-        origins += [{"what": "bundle", "sha256": parent} for parent in manifest["parents"]]
+        origins += _inputs_and_parents(entry["manifest"])
     return origins
+
+
+def _inputs_and_parents(source: dict[str, Any]) -> list[dict[str, str]]:
+    inputs = [{"what": f"{item['kind']} {item['name']}", "sha256": item["sha256"]} for item in source["inputs"]]
+    return inputs + [{"what": "bundle", "sha256": parent} for parent in source["parents"]]
 
 
 def inspect(
