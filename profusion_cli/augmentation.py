@@ -18,7 +18,7 @@ import safetensors.numpy
 from PIL import Image
 
 from profusion_cli.bundle import Bundle, write_bundle
-from profusion_cli.config import AugmentConfig
+from profusion_cli.config import AugmentConfig, Config
 from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.images import numbered_sheet
 
@@ -170,6 +170,11 @@ def sheet(augmented: Augmented) -> Image.Image:
     """The original with its mask, then the pictures, numbered from 1 as `--drop` counts them."""
     numbered = [(str(number), image) for number, image in enumerate(augmented.images, 1)]
     return numbered_sheet([("original", outlined(augmented.original, augmented.original_mask)), *numbered])
+
+
+def background_prompt(config: Config) -> str:
+    """The prompt with the class word in it."""
+    return config.augment.prompt.replace("{class_word}", config.class_word)
 
 
 def describe(augmented: Augmented, config: AugmentConfig, prompt: str) -> dict[str, Any]:

@@ -105,10 +105,9 @@ def warn_if_random_inpainting(config: Config, output: Output) -> None:
 
 def augment_record(moved: Augmented, config: Config, how: dict[str, Any]) -> dict[str, Any]:
     """What a manifest remembers of an augmentation."""
-    from profusion_cli.augmentation import describe
+    from profusion_cli.augmentation import background_prompt, describe
 
-    prompt = config.augment.prompt.replace("{class_word}", config.class_word)
-    return {"mask": how, **describe(moved, config.augment, prompt)}
+    return {"mask": how, **describe(moved, config.augment, background_prompt(config))}
 
 
 def augment(

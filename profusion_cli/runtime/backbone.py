@@ -82,6 +82,7 @@ class BaseModel:
         self.placement = placement
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[str, Files] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def __enter__(self) -> BaseModel:
         if self.config.random is not None:
@@ -296,14 +297,20 @@ class BaseModel:
         return pictures
 
     def fingerprints(self, *names: str) -> dict[str, str]:
-        """Fingerprints of the named parts (unet, vae, text_encoder, vision), the same for every file format."""
+        """Fingerprints of the named parts (unet, vae, text_encoder, vision), the same for every file format.
+
+        Each is read from the files once.
+        """
         keep: dict[str, Callable[[str], bool]] = {
             "unet": lambda name: True,
             "vae": lambda name: True,
             "text_encoder": self._used_text_weights(),
             "vision": lambda name: not re.match(r"text_|logit_scale|visual_projection", name),
         }
-        return {name: fingerprint(self.files(name), keep[name]) for name in names}
+        for name in names:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = fingerprint(self.files(name), keep[name])
+        return {name: self._fingerprints[name] for name in names}
 
     def _used_text_weights(self) -> Callable[[str], bool]:
         settings = self._settings("text_encoder")

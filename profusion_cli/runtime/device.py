@@ -95,13 +95,17 @@ def picture_generator(seed: int, index: int) -> torch.Generator:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The generator of one training step, so that step n draws the same whatever came before it."""
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
+    return _generator_of(f"{seed}:{step}")
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The generator of the order of one epoch, independent of those of the steps."""
-    digest = hashlib.sha256(f"{seed}:epoch:{epoch}".encode()).digest()
+    return _generator_of(f"{seed}:epoch:{epoch}")
+
+
+def _generator_of(name: str) -> torch.Generator:
+    """A CPU generator of its own for every name; torch seeds by 32 bits."""
+    digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
 
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DCondi
 from PIL import Image
 from transformers import CLIPTextModel
 
-from profusion_cli.augmentation import Augmented
+from profusion_cli.augmentation import Augmented, background_prompt
 from profusion_cli.config import BaseConfig, Config, InpaintModel
 from profusion_cli.console import Output
 from profusion_cli.errors import DeviceError, UnavailableError
@@ -69,11 +69,6 @@ class InpaintingModel(BaseModel):
             )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def background_prompt(config: Config) -> str:
-    """The prompt with the class word in it."""
-    return config.augment.prompt.replace("{class_word}", config.class_word)
 
 
 def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> tuple[np.ndarray, dict[str, Any]]:

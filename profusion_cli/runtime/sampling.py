@@ -118,7 +118,6 @@ class Sampler:
         changed = {name for change in changes for name in change}
         before = {name: value.detach().clone() for name, value in unet.named_parameters() if name in changed}
         self._tuned = partial(tuned_weights, before, changes)
-        self._tuned([1.0] * len(bundles))  # finds changes that fit no parameter
         with quiet_libraries():
             self.unet = unet.to(base.placement.device, base.placement.dtype)
 
