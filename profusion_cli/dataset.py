@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -68,6 +69,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def paired(self) -> int:
+        """How many targets have another picture as reference, in one epoch or another."""
+        shared = Counter(self.identities)
+        return sum(
+            any(one != target for one in references) if references else identity is not None and shared[identity] > 1
+            for target, references, identity in zip(self.targets, self.references, self.identities, strict=True)
+        )
 
     def inputs(self, name: str) -> list[dict[str, str]]:
         """What a manifest lists: every picture, or one digest of them where they are too many."""
@@ -137,7 +146,8 @@ def _read_metadata(source: str) -> Listing:
         return index.setdefault(os.path.normpath(os.path.join(folder, name)), len(index))
 
     try:
-        lines = bytes(read_source(source)).decode("utf-8").splitlines()
+        # not splitlines: other line breaks, such as U+2028, may stand inside of JSON text
+        lines = bytes(read_source(source)).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"'{source}' is not UTF-8 text: {error.reason}.", "Save it as UTF-8.") from None
     for at, line in enumerate(lines, 1):
@@ -146,8 +156,12 @@ def _read_metadata(source: str) -> Listing:
         name, references, identity = _read_line(line, f"Line {at} of '{source}'")
         target = number(name)
         named.setdefault(target, []).extend(number(reference) for reference in references)
-        if identity is not None:
-            identities[target] = identity
+        if identity is not None and identities.setdefault(target, identity) != identity:
+            raise InputError(
+                f"Line {at} of '{source}' gives '{name}' the identity '{identity}', and an earlier line "
+                f"'{identities[target]}'.",
+                "Give each picture one identity.",
+            )
     if not named:
         raise InputError(f"'{source}' names no pictures.", _LINE_HINT)
     missing = [path for path in index if not os.path.isfile(path)]
@@ -219,9 +233,10 @@ def make_dataset(listing: Listing, scanned: Sequence[Scanned]) -> Dataset:
         if target in new
     ]
     if not kept:
-        problem = next((one.problem for one in scanned if one.problem), "")
+        count, problem = len(listing.targets), scanned[listing.targets[0]].problem
         raise InputError(
-            f"None of the {len(scanned)} picture(s) can be read; the first says: {problem}", "Give readable pictures."
+            f"None of the {count} picture(s) to learn from can be read; the first one: {problem}",
+            "Give readable pictures, or a metadata file that ends in .jsonl.",
         )
     paths = tuple(listing.paths[index] for index in usable)
     sha256 = tuple(str(scanned[index].sha256) for index in usable)
