@@ -104,7 +104,9 @@ def finetune(
     promptnet: Annotated[
         str | None,
         typer.Option(
-            "--promptnet", metavar="FILE", help="PromptNet: a .pfz, or a folder or Hub id in the authors' layout."
+            "--promptnet",
+            metavar="FILE",
+            help="PromptNet: a .pfz (- is standard input), or a folder or Hub id in the authors' layout.",
         ),
     ] = None,
     class_word: options.ClassWord = None,
@@ -164,7 +166,7 @@ def finetune(
         "dtype": dtype,
         "seed": seed,
     }
-    check_one_stdin([*photos, mask or ""])
+    check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     remembered = remembered_config(bundles[0]) if bundles else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
 from profusion_cli.config import PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError
-from profusion_cli.files import read_source
+from profusion_cli.files import STDIO, read_source
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import (
     DIFFUSERS_WEIGHTS,
@@ -201,13 +201,11 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
         )
         return LoadedPromptNet(promptnet.eval(), {"weights": UNTRAINED, "seed": seed})
     path = os.path.expanduser(config.weights)
-    if os.path.isfile(path):
-        data = read_source(path)
+    if path == STDIO or os.path.isfile(path):
+        data, name = read_source(path), "standard input" if path == STDIO else path
         if not looks_like_bundle(data):
-            raise BundleError(
-                f"'{config.weights}' is not a bundle.", "Give a .pfz file, or a folder in the authors' layout."
-            )
-        bundle = read_bundle(data, config.weights).require("promptnet")
+            raise BundleError(f"'{name}' is not a bundle.", "Give a .pfz file, or a folder in the authors' layout.")
+        bundle = read_bundle(data, name).require("promptnet")
         check_base(bundle, base, ("unet", "text_encoder", "vision"))
         promptnet = promptnet_from_bundle(bundle)
         origin = {"weights": os.path.basename(path), "sha256": bundle.sha256}
