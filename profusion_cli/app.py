@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from profusion_cli.console import print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
 INTERRUPTED = 130
+OTHERS_WAIT = 5.0
+"""Seconds; more than the processes of one machine need to start one after another."""
 
 
 class Commands(TyperGroup):
@@ -26,11 +29,13 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ProfusionError as error:
+            _wait_for_first_process()
             print_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            sys.stderr.write(" ".join(["Interrupted.", *map(str, interrupt.args)]) + "\n")
-            raise typer.Exit(INTERRUPTED) from None
+            if _is_first_process():
+                sys.stderr.write(" ".join(["Interrupted.", *map(str, interrupt.args)]) + "\n")
+            raise typer.Exit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
         except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
@@ -41,6 +46,7 @@ class Commands(TyperGroup):
             failure = DeviceError(
                 f"The device ran out of memory: {str(error).splitlines()[0]}", MEMORY_HINTS.get(name, "")
             )
+            _wait_for_first_process()
             print_error(failure)
             raise typer.Exit(failure.exit_code) from error
 
@@ -55,6 +61,20 @@ MEMORY_HINTS = {
     "sample": "Lower --batch-size, or --width and --height.",
     "interpolate": "Lower --width and --height.",
 }
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only process, or the first that torchrun or accelerate started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _wait_for_first_process() -> None:
+    """An error that all processes meet is told once: the launcher ends the others as soon as the first has ended.
+
+    Who is left after a while has met something of its own, and tells it.
+    """
+    if not _is_first_process():
+        time.sleep(OTHERS_WAIT)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -108,3 +128,5 @@ def run() -> None:
         traceback.print_exc()
         sys.stderr.write(f"This is a bug in profusion {__version__}: please report it with the lines above.\n")
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that could go

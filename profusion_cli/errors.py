@@ -10,7 +10,7 @@
     ├── UnavailableError    8   model weights or an optional library
     └── OutputError         9   the output exists or cannot be written
 
-Exit code 0 is success, 1 is a bug (with its traceback) and 130 an interrupt. A message is one
+Exit code 0 is success, 1 is a bug (with its traceback), 130 an interrupt and 143 SIGTERM. A message is one
 sentence that says what is wrong with which value; the hint is one sentence that says what to do.
 """
 
@@ -79,3 +79,16 @@ class OutputError(ProfusionError):
     """The output exists or cannot be written."""
 
     exit_code = 9
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that a command has met in its own way.
+
+    Args:
+        number: of the signal.
+        message: what was saved, and how to go on, if there is anything to say.
+    """
+
+    def __init__(self, number: int, *message: str) -> None:
+        super().__init__(*message)
+        self.exit_code = 128 + number

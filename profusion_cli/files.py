@@ -138,6 +138,15 @@ def _write_failure(target: str, error: OSError) -> OutputError:
 
 
 @contextmanager
+def output_hint(hint: str) -> Iterator[None]:
+    """Output errors of the block get another hint, where -o is not what to change."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(error.message, hint) from error
+
+
+@contextmanager
 def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]:
     """A binary file, readable too, that becomes `target` only when the block ends well.
 
