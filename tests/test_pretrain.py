@@ -15,14 +15,17 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from profusion_cli import app
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import PretrainConfig
 from profusion_cli.dataset import Dataset, epoch_order, list_pictures, make_dataset, scan_pictures
-from profusion_cli.errors import ConfigError, OutputError
+from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
 from profusion_cli.runtime import checkpoints, encodings, pretraining, training
 from profusion_cli.runtime.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
 from profusion_cli.runtime.device import epoch_generator
-from profusion_cli.runtime.pretraining import Average, warmed_up
+from profusion_cli.runtime.log import Log
+from profusion_cli.runtime.pretraining import Average, claimed_work, lost_processes, warmed_up
+from profusion_cli.runtime.training import Step
 from tests.conftest import draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,8 +79,22 @@ def test_what_is_written(trained, pictures):
     names = {path.name for path in work.iterdir() if path.is_file()}
     checkpoint_names = {f"checkpoint-0000000{step}.safetensors" for step in (4, 6)}
     assert names == {"log.csv", "samples-00000003.png", "samples-00000006.png", *checkpoint_names}
-    assert summary["num_processes"] == 1
-    assert summary["pictures"] == 6
+    assert summary == {
+        **summary,
+        "path": str(target),
+        "sha256": bundle_of(target).sha256,
+        "steps": 6,
+        "resumed_from": 0,
+        "pictures": 6,
+        "paired": 0,
+        "unreadable": [],
+        "num_processes": 1,
+        "work": str(work),
+        "log": str(work / "log.csv"),
+        "checkpoint": str(work / "checkpoint-00000006.safetensors"),
+    }
+    assert summary["seconds"] > 0
+    assert summary["samples_per_second"] > 0
     manifest = bundle_of(target).manifest
     assert manifest["kind"] == "promptnet"
     assert set(manifest["base"]["fingerprint"]) == {"unet", "text_encoder", "vision"}
@@ -96,7 +113,8 @@ def test_what_is_written(trained, pictures):
 
 def test_finetune_takes_the_result(trained, photo, tmp_path):
     target, _ = trained
-    ok("finetune", photo, "--preset", "tiny-random", "--steps", 1, "--promptnet", target, "-o", tmp_path / "me.pfz")
+    common = ["finetune", photo, "--preset", "tiny-random", "--steps", 1, "--promptnet"]
+    ok(*common, "-", "-o", tmp_path / "me.pfz", input=target.read_bytes())
     assert bundle_of(tmp_path / "me.pfz").manifest["parents"] == [bundle_of(target).sha256]
 
 
@@ -199,6 +217,15 @@ def test_metadata(pictures, tmp_path):
     assert len(dataset) == 3  # 4.png is a reference only
     seen = {pair for epoch in range(20) for pair in order_of(dataset, epoch)}
     assert seen == {(0, 1), (0, 2), (1, 3), (3, 1)}
+    assert dataset.paired() == 3
+
+
+def test_metadata_of_other_programs(pictures, tmp_path):
+    """A byte order mark, Windows line ends, and a line separator inside a text."""
+    line = json.dumps({"file_name": str(pictures / "0.png"), "identity": "a\u2028b"}, ensure_ascii=False)
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(f"\ufeff{line}\r\n".encode())
+    assert list_pictures([str(path)]).identities == ("a\u2028b",)
 
 
 def test_the_batches_use_the_reference(pictures, tmp_path, monkeypatch):
@@ -234,7 +261,9 @@ def test_unreadable_pictures_are_counted_and_named(pictures, tmp_path):
     assert "2 of 8 pictures cannot be read" in result.stderr
     assert "bad.jpg" in result.stderr
     assert "cut.png" in result.stderr
-    assert json.loads(result.stdout)["unreadable"] == 2
+    unreadable = json.loads(result.stdout)["unreadable"]
+    assert [Path(one["path"]).name for one in unreadable] == ["bad.jpg", "cut.png"]
+    assert "not a picture" in unreadable[0]["problem"]
 
 
 def test_bad_input(pictures, tmp_path, monkeypatch):
@@ -247,6 +276,9 @@ def test_bad_input(pictures, tmp_path, monkeypatch):
     (tmp_path / "broken.jsonl").write_text('{"file_name": "a.png"}\n{oops\n')
     (tmp_path / "nameless.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "blank.jsonl").write_text("\n")
+    one = json.dumps(str(pictures / "0.png"))
+    (tmp_path / "twins.jsonl").write_text("".join(f'{{"file_name": {one}, "identity": {i}}}\n' for i in (1, 2)))
+    (tmp_path / "target.jsonl").write_text(f'{{"file_name": "junk/bad.png", "ref_img": {one}}}\n')
     cases = [
         ([tmp_path / "empty"], 5, "holds no pictures"),
         ([tmp_path / "none"], 5, "no file or folder"),
@@ -254,7 +286,9 @@ def test_bad_input(pictures, tmp_path, monkeypatch):
         ([tmp_path / "broken.jsonl"], 5, "Line 2"),
         ([tmp_path / "nameless.jsonl"], 5, "file_name"),
         ([tmp_path / "blank.jsonl"], 5, "names no pictures"),
+        ([tmp_path / "twins.jsonl"], 5, "an earlier line '1'"),
         ([tmp_path / "junk"], 5, "None of the 1"),
+        ([tmp_path / "target.jsonl"], 5, "None of the 1"),
         ([tmp_path / "missing.jsonl", pictures], 2, "alone"),
         (["-"], 2, "standard input"),
         ([pictures, "--batch-size", 0], 3, "batch_size"),
@@ -264,7 +298,17 @@ def test_bad_input(pictures, tmp_path, monkeypatch):
         result = run("pretrain", *arguments, "--preset", "tiny-random", "-o", tmp_path / f"{i}.pfz")
         assert result.exit_code == code, (arguments, result.stderr)
         assert words in result.stderr
+        assert not (tmp_path / f"{i}.pfz.work").exists()
     assert run("pretrain", pictures, "--preset", "tiny-random", "-o", "-").exit_code == 2  # no --work
+
+
+def test_bad_input_costs_no_earlier_training(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"junk")
+    save_checkpoint(tmp_path, Checkpoint(1, {}, {}), 2)
+    arguments = ["pretrain", tmp_path / "bad.png", *TINY, "--work", tmp_path, "-o", tmp_path / "x.pfz"]
+    assert run(*arguments).exit_code == 9  # neither --force nor --resume
+    assert run(*arguments, "--force").exit_code == 5
+    assert newest_checkpoint(tmp_path).step == 1
 
 
 # --- the cache -----------------------------------------------------------------------------------------------
@@ -426,10 +470,28 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     newest = tmp_path / "checkpoint-00000003.safetensors"
     assert len(list(tmp_path.iterdir())) == 2
     assert newest_checkpoint(tmp_path).part("promptnet")["a"].equal(torch.full((5, 3), 3.0))
-    newest.write_bytes(newest.read_bytes()[:-1])
-    assert newest_checkpoint(tmp_path).step == 2
-    newest.write_bytes(b"")
-    assert newest_checkpoint(tmp_path).step == 2
+    whole = newest.read_bytes()
+    told = []
+    for broken in (whole[:-1], whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:], b""):
+        newest.write_bytes(broken)
+        assert newest_checkpoint(tmp_path, told.append).step == 2
+    assert told == [newest] * 3
+    save_checkpoint(tmp_path, Checkpoint(1, {}, {}), 1)
+    assert newest_checkpoint(tmp_path).step == 2  # what is damaged does not count as kept
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="all 3 are damaged"):
+        newest_checkpoint(tmp_path)
+
+
+def test_one_training_at_a_time(tmp_path):
+    with (
+        claimed_work(tmp_path / "work", False, False),
+        pytest.raises(OutputError, match="running"),
+        claimed_work(tmp_path / "work", False, True),
+    ):
+        pass
+    assert not (tmp_path / "work").exists()  # nothing was put into it
 
 
 def test_resuming_with_another_configuration(trained, pictures, tmp_path):
@@ -444,9 +506,10 @@ def test_resuming_with_another_configuration(trained, pictures, tmp_path):
     result = run(*common, "--steps", 5)
     assert result.exit_code == 3
     assert "6 steps are done" in result.stderr
+    assert "damaged" not in result.stderr
     result = run("pretrain", pictures / "deeper", *common[2:], "--steps", 6)
     assert result.exit_code == 3
-    assert "pictures" in result.stderr
+    assert "pictures=3 (it was 6)" in result.stderr
     with pytest.raises(ConfigError, match=r"b=None \(it was 1\)"):
         check_settings({"a": 1, "b": 1}, {"a": 1}, "work")
     check_settings({"a": 1.0}, {"a": 1.0}, "work")
@@ -462,24 +525,25 @@ def test_more_steps_are_the_same_as_all_at_once(pictures, tmp_path, trained):
     assert len(log_of(tmp_path / "x.pfz.work")) == 1  # anew
 
 
-def test_an_interrupt_saves_a_checkpoint(pictures, tmp_path, monkeypatch, trained):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_saves_a_checkpoint(number, code, pictures, tmp_path, monkeypatch, trained):
     original = training.TrainingObjective.forward
     calls = []
 
     def interrupting(self, batch):
         calls.append(1)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(self, batch)
 
     common = ["pretrain", pictures, *TINY, "--steps", 6, "-o", tmp_path / "x.pfz"]
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingObjective, "forward", interrupting)
         result = run(*common)
-    assert result.exit_code == 130
+    assert result.exit_code == code
     assert "--resume" in result.stderr
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     assert newest_checkpoint(tmp_path / "x.pfz.work").step == 3
     assert not (tmp_path / "x.pfz").exists()
     ok(*common, "--resume")
@@ -515,6 +579,92 @@ def test_a_divergence_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch)
     assert all(value.isfinite().all() for value in state.tensors.values())
 
 
+# --- the log -------------------------------------------------------------------------------------------------
+
+
+def logged(work: Path, start: int, steps: range) -> None:
+    book = Log(work, start)
+    for number in steps:
+        book.write(Step(number, start + number / 8, 0.5, 0.25), 3.0)
+    book.picture(steps[-1], Image.new("RGB", (4, 3)))
+    book.close()
+
+
+def test_the_log_goes_on_where_the_checkpoint_is(tmp_path):
+    logged(tmp_path, 0, range(1, 6))
+    with (tmp_path / "log.csv").open("ab") as file:
+        file.write(b"2,0.2")  # cut off
+    logged(tmp_path, 2, range(3, 5))
+    with (tmp_path / "log.csv").open("ab") as file:
+        file.write(b"\xff\n")
+    logged(tmp_path, 4, range(5, 6))
+    assert [(row["step"], row["loss"]) for row in log_of(tmp_path)] == [
+        *[("1", "0.125"), ("2", "0.25"), ("3", "2.375"), ("4", "2.5"), ("5", "4.625")]
+    ]
+
+
+def events_of(work: Path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(work / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_goes_on_where_the_checkpoint_is(tmp_path):
+    logged(tmp_path, 0, range(1, 6))
+    logged(tmp_path, 2, range(3, 5))
+    events = events_of(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        *[(1, 0.125), (2, 0.25), (3, 2.375), (4, 2.5)]
+    ]
+    assert [(event.step, event.width, event.height) for event in events.Images("samples")] == [(4, 4, 3)]
+
+
+def test_tensorboard_holds_what_the_log_holds(trained):
+    work = trained[0].with_name("net.pfz.work")
+    events, rows = events_of(work), log_of(work)
+    for name in ("loss", "learning_rate", "grad_norm", "samples_per_second"):
+        written = [float(row[name]) for row in rows]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(written, rel=1e-3)
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+
+
+def test_the_log_without_tensorboard(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    logged(tmp_path, 0, range(1, 3))
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "samples-00000002.png"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_while_logging(tmp_path):
+    book = Log(tmp_path, 0)
+    with open("/dev/full", "w") as book._file:
+        book._writer = csv.writer(book._file)
+        with pytest.raises(OutputError, match="No space left") as failure:
+            book.write(Step(1, 0.5, 0.5, 0.5), 1.0)
+        assert "--resume" in failure.value.hint
+        book.close()
+
+
+def test_a_full_disk_at_the_end_keeps_the_training(pictures, tmp_path, monkeypatch):
+    common = ["pretrain", pictures, *TINY, "--steps", 1, "-o", tmp_path / "x.pfz"]
+
+    def full(*_, **__):
+        raise OutputError("no space left.", "Choose another -o.")
+
+    (tmp_path / "x.pfz.work").mkdir()
+    (tmp_path / "x.pfz.work" / "samples-of-mine.png").write_text("no training's")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "write_bundle", full)
+        result = run(*common)
+    assert result.exit_code == 9
+    assert "--resume" in result.stderr
+    assert json.loads(ok(*common, "--resume", "--json").stdout)["resumed_from"] == 1
+    assert (tmp_path / "x.pfz.work" / "samples-of-mine.png").exists()
+
+
 # --- several processes ---------------------------------------------------------------------------------------
 
 
@@ -544,3 +694,24 @@ def test_two_processes_train_what_one_does(pictures, tmp_path):
     for row, other in zip(*curves, strict=True):
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
         assert float(row["grad_norm"]) == pytest.approx(float(other["grad_norm"]), rel=1e-4)
+
+
+def test_an_error_of_all_processes_is_told_once(monkeypatch, tmp_path):
+    """The launcher ends the others while they wait; an error of their own they tell after the wait."""
+    waits = []
+    monkeypatch.setattr(app.time, "sleep", waits.append)
+    for rank, expected in (("0", []), ("1", [app.OTHERS_WAIT])):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = run("pretrain", tmp_path / "none", "-o", tmp_path / "x.pfz")
+        assert (result.exit_code, waits) == (5, expected)
+        assert "no file or folder" in result.stderr
+
+
+def test_the_end_of_another_process_is_no_bug():
+    broken = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer\nmore")
+    with pytest.raises(DeviceError, match="Another process"), lost_processes(2):
+        raise broken
+    with pytest.raises(RuntimeError), lost_processes(1):
+        raise broken
+    with pytest.raises(RuntimeError, match="shape"), lost_processes(2):
+        raise RuntimeError("shape")

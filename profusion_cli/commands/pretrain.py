@@ -109,7 +109,7 @@ def pretrain(
             print_config(config)
         return
     output = Output(quiet or not main, as_json)
-    if work is None:
+    if not work:
         if target == STDIO:
             raise UsageError("'-o -' leaves no name for the work folder.", "Name one with --work DIR.")
         work = f"{target}.work"
@@ -117,15 +117,12 @@ def pretrain(
     from profusion_cli.dataset import list_pictures
 
     listing = list_pictures(images)
-    if main:  # the other processes would find what this one has begun to write
-        check_target(target, force, as_json)
+    check_target(target, force, as_json)
     if config.base.random is not None:
         output.warn("The base model has random weights: it exercises every step, and draws noise.")
 
     from profusion_cli.runtime import pretraining
 
-    if main:
-        pretraining.check_work(Path(work), resume, force)
     made = pretraining.pretrain(
         config,
         listing,

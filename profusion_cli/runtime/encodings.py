@@ -163,7 +163,7 @@ def cache_folder(name: str | None) -> Path | None:
     Raises:
         OutputError: it cannot be made or written.
     """
-    if name is None:
+    if not name:
         return None
     folder = Path(name)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import os
 import signal
 import threading
@@ -17,15 +16,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_tensorboard_available
+from accelerate.utils import gather_object
+from PIL import Image
 from torch import nn
 
 from profusion_cli.bundle import write_bundle
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset, Listing, epoch_order, load_square, make_dataset, scan_pictures
-from profusion_cli.errors import ConfigError, InputError, OutputError
-from profusion_cli.files import atomic_output
+from profusion_cli.errors import ConfigError, DeviceError, InputError, Interrupted, OutputError
+from profusion_cli.files import output_hint
 from profusion_cli.images import contact_sheet
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -46,6 +46,7 @@ from profusion_cli.runtime.device import (
 )
 from profusion_cli.runtime.encodings import Encodings, cache_folder, clear_parts
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
+from profusion_cli.runtime.log import EVENTS, LOG, SHEET, Log
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import (
     Batch,
@@ -58,8 +59,11 @@ from profusion_cli.runtime.training import (
 )
 from profusion_cli.runtime.weights import PROMPTNET_FILE, pack, promptnet_section
 
-LOG = "log.csv"
-COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "samples_per_second")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 SHEET_PICTURES = 4
 NAMED_UNREADABLE = 5
@@ -90,41 +94,47 @@ class Average:
 
 
 class Interrupts:
-    """The first interrupt asks to stop after the step; a second one stops at once. A context manager."""
+    """The first SIGINT or SIGTERM asks to stop after the step; another one stops at once. A context manager.
+
+    Attributes:
+        asked: the number of the signal, or 0.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, tell: bool, processes: int) -> None:
-        self.asked = False
+        self.asked = 0
         self._tell, self._processes, self._at = tell, processes, 0.0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._usable = threading.current_thread() is threading.main_thread()
-        if self._usable:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._usable:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
         if self.asked:
             # torchrun passes on an interrupt that the terminal has given to every process already
             if self._processes > 1 and time.monotonic() - self._at < 2:
                 return
-            raise KeyboardInterrupt
-        self.asked, self._at = True, time.monotonic()
+            raise Interrupted(number)
+        self.asked, self._at = number, time.monotonic()
         if self._tell:
             os.write(2, b"Finishing this step and saving a checkpoint; interrupt again to stop at once.\n")
 
 
-def check_work(work: Path, resume: bool, force: bool) -> None:
-    """The folder for checkpoints is new, or may be gone on with or overwritten.
+@contextlib.contextmanager
+def claimed_work(work: Path, resume: bool, force: bool) -> Iterator[None]:
+    """The folder for checkpoints, made if need be, and locked for this training; what is in it stays.
 
     Raises:
-        OutputError: there is a training in it, or it is no folder that can be written.
+        OutputError: a training is in it (without `resume` and `force`) or running, or it cannot be made or written.
     """
-    ours = [*work.glob("checkpoint-*.safetensors"), *work.glob(LOG)] if work.is_dir() else []
-    if ours and not (resume or force):
+    if not (resume or force) and (checkpoint_files(work) or (work / LOG).exists()):
         raise OutputError(
             f"There is a training in '{work}' already.",
             "Go on with it (--resume), overwrite it (--force), or choose another --work.",
@@ -135,14 +145,73 @@ def check_work(work: Path, resume: bool, force: bool) -> None:
         raise OutputError(f"The folder '{work}' cannot be made: {error.strerror}.", "Choose another --work.") from error
     if not os.access(work, os.W_OK):
         raise OutputError(f"The folder '{work}' cannot be written.", "Choose another --work.")
-    clear_parts(work)
-    if not resume:
-        for path in [*checkpoint_files(work), *work.glob("samples-*.png"), *work.glob(LOG)]:
+    with _locked(work):
+        clear_parts(work)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # there is something in it
+                work.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise OutputError(
+            f"Another training is running in '{folder}'.", "Wait for its end, or choose another --work."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def clear_work(work: Path) -> None:
+    """Remove an earlier training, before a new one begins in its folder.
+
+    Raises:
+        OutputError: something cannot be removed.
+    """
+    try:
+        ours = (LOG, SHEET.format("[0-9]" * 8 + "*"), f"{EVENTS}*")
+        for path in [*checkpoint_files(work), *(path for pattern in ours for path in work.glob(pattern))]:
             path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"'{error.filename}' of an earlier training cannot be removed: {error.strerror}.", "Choose another --work."
+        ) from error
 
 
-def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> tuple[Dataset, int]:
-    """The readable pictures and how many are not; every process reads its share of them.
+@contextlib.contextmanager
+def lost_processes(processes: int) -> Iterator[None]:
+    """A process that ends breaks the connections of the others, which is no fault of theirs.
+
+    Raises:
+        DeviceError: another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = processes > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error))
+        if not lost:
+            raise
+        raise DeviceError(
+            f"Another process of this training has ended: {str(error).splitlines()[0]}",
+            "Its own message says why; mend that, and go on with --resume.",
+        ) from error
+
+
+def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> tuple[Dataset, list[dict[str, str]]]:
+    """The readable pictures, and path and problem of the others; every process reads its share of them.
 
     Raises:
         InputError: none can be read.
@@ -154,15 +223,17 @@ def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> 
     if processes > 1:
         gathered = iter(gather_object([list(zip(range(rank, len(listing.paths), processes), scanned, strict=True))]))
         scanned = [one for _, one in sorted((pair for part in gathered for pair in part), key=lambda pair: pair[0])]
-    bad = [(path, one) for path, one in zip(listing.paths, scanned, strict=True) if one.sha256 is None]
+    pairs = zip(listing.paths, scanned, strict=True)
+    bad = [{"path": path, "problem": one.problem} for path, one in pairs if one.sha256 is None]
     dataset = make_dataset(listing, scanned)
     if bad:
         output.warn(f"{len(bad)} of {len(scanned)} pictures cannot be read and are left out:")
-        for _, one in bad[:NAMED_UNREADABLE]:
-            output.note(f"  {one.problem}")
+        for one in bad[:NAMED_UNREADABLE]:
+            output.note(f"  {one['problem']}")
         if len(bad) > NAMED_UNREADABLE:
             output.note(f"  and {len(bad) - NAMED_UNREADABLE} more")
-    return dataset, len(bad)
+    output.note(f"Learning from {len(dataset)} pictures, {dataset.paired()} of them with another one as reference.")
+    return dataset, bad
 
 
 class Batches:
@@ -219,41 +290,6 @@ class Batches:
         )
 
 
-class Log:
-    """The loss curve as CSV, a line per step; lines behind `start` are cut off."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        try:
-            rows = path.read_text(encoding="utf-8").splitlines()[1:] if start and path.exists() else []
-            kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= start]
-            with atomic_output(path, force=True) as file:
-                file.write("\n".join([",".join(COLUMNS), *kept, ""]).encode())
-            self._file = path.open("a", encoding="utf-8", newline="")
-        except OSError as error:
-            raise self._failure(error) from error
-        self._writer = csv.writer(self._file, lineterminator="\n")
-
-    def write(self, step: Step, rate: float) -> None:
-        """One line, on its way to the disk at once."""
-        try:
-            self._writer.writerow(
-                [step.number, repr(step.loss), repr(step.learning_rate), repr(step.grad_norm), f"{rate:.3f}"]
-            )
-            self._file.flush()
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"'{self.path}' cannot be written: {error.strerror or error}.", "Free some space, and go on with --resume."
-        )
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-
 def settings_of(config: Config, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
     """What the weights after a step depend on beyond rounding: neither the device nor how a batch is split."""
     own = config.pretrain
@@ -272,6 +308,7 @@ def settings_of(config: Config, base: BaseModel, dataset: Dataset) -> dict[str, 
             f"base.{name} (fingerprint)": digits
             for name, digits in base.fingerprints("unet", "vae", "text_encoder", "vision").items()
         },
+        "pictures": len(dataset.paths),
         "pictures (digest)": dataset.digest,
     }
 
@@ -360,7 +397,7 @@ class Trainer:
 
 
 @torch.inference_mode()
-def draw_sheet(trainer: Trainer, encodings: Encodings, path: Path) -> None:
+def draw_sheet(trainer: Trainer, encodings: Encodings) -> Image.Image:
     """A few pictures, and what "a photo of S*" draws of each by plain classifier-free guidance."""
     config, base = trainer.config, trainer.base
     promptnet = copy.deepcopy(trainer.promptnet)
@@ -396,8 +433,7 @@ def draw_sheet(trainer: Trainer, encodings: Encodings, path: Path) -> None:
         squares.append(("", load_square(encodings.dataset, index, config.base.resolution)))
         drawn += base.decode(latents)
     trainer.unet.train()
-    with atomic_output(path, force=True) as file:
-        contact_sheet([(config.concept_prompt, drawn)], squares).save(file, "PNG")
+    return contact_sheet([(config.concept_prompt, drawn)], squares)
 
 
 def train(
@@ -406,13 +442,14 @@ def train(
     """Every step that is left, with checkpoints, log and sample sheets; yields steps and samples per second.
 
     Raises:
-        KeyboardInterrupt: an interrupt; the checkpoint is saved.
+        Interrupted: a signal; the checkpoint is saved.
         DivergedError: a loss that is not finite; the last checkpoint is kept.
-        OutputError, InputError: disk full or pictures gone; the state so far is saved if it can be.
+        OutputError, InputError, DeviceError: disk full, pictures gone, or another process has ended; the state so
+            far is saved if it can be.
     """
     own, accelerator = trainer.config.pretrain, trainer.accelerator
     main = accelerator.is_main_process
-    log = Log(work / LOG, trainer.start) if main else None
+    log = Log(work, trainer.start) if main else None
     saved = trainer.start
 
     def save(number: int) -> None:
@@ -424,44 +461,72 @@ def train(
     number, before = trainer.start, time.perf_counter()
     with Interrupts(main and not output.quiet, accelerator.num_processes) as interrupts:
         try:
-            for step in fit(
-                accelerator,
-                trainer.objective,
-                trainer.optimizer,
-                batches,
-                own.batch_size,
-                own.steps,
-                own.max_grad_norm,
-                start=trainer.start,
-                learning_rate=lambda number: warmed_up(own, number),
-                kept=f"the checkpoints in '{work}' are kept",
-            ):
-                if trainer.average is not None:
-                    trainer.average.update(trainer.promptnet, step.number)
-                number = step.number
-                rate = own.batch_size / max(time.perf_counter() - before, 1e-9)
-                if log is not None:
-                    log.write(step, rate)
-                accelerator.log({"loss": step.loss, "learning_rate": step.learning_rate}, step=number)
-                if main and own.sample_every and number % own.sample_every == 0:
-                    draw_sheet(trainer, encodings, work / f"samples-{number:08d}.png")
-                stop = interrupts.asked
-                if accelerator.num_processes > 1:
-                    asked = torch.tensor(float(stop), device=accelerator.device)
-                    stop = bool(accelerator.reduce(asked, "sum") > 0)
-                if stop or number % own.checkpoint_every == 0 or number == own.steps:
-                    save(number)
-                if stop:
-                    raise KeyboardInterrupt(f"A checkpoint of step {number} is in '{work}': go on with --resume.")
-                yield step, rate
-                before = time.perf_counter()
-        except (OutputError, InputError):
+            with lost_processes(accelerator.num_processes):
+                for step in fit(
+                    accelerator,
+                    trainer.objective,
+                    trainer.optimizer,
+                    batches,
+                    own.batch_size,
+                    own.steps,
+                    own.max_grad_norm,
+                    start=trainer.start,
+                    learning_rate=lambda number: warmed_up(own, number),
+                    kept=f"the checkpoints in '{work}' are kept",
+                ):
+                    if trainer.average is not None:
+                        trainer.average.update(trainer.promptnet, step.number)
+                    number = step.number
+                    rate = own.batch_size / max(time.perf_counter() - before, 1e-9)
+                    if log is not None:
+                        log.write(step, rate)
+                    asked = interrupts.asked
+                    if accelerator.num_processes > 1:
+                        asked = int(accelerator.gather(torch.tensor([asked], device=accelerator.device)).max())
+                    if asked or number % own.checkpoint_every == 0 or number == own.steps:
+                        save(number)
+                    if asked:
+                        accelerator.wait_for_everyone()  # a launcher ends all as soon as one has ended
+                        raise Interrupted(asked, f"A checkpoint of step {number} is in '{work}': go on with --resume.")
+                    if log is not None and own.sample_every and number % own.sample_every == 0:
+                        log.picture(number, draw_sheet(trainer, encodings))
+                    yield step, rate
+                    before = time.perf_counter()
+        except (OutputError, InputError, DeviceError):
             with contextlib.suppress(OutputError):
                 save(number)
             raise
         finally:
             if log is not None:
                 log.close()
+
+
+def checkpoint_to_resume(trainer: Trainer, work: Path, output: Output) -> Checkpoint | None:
+    """The checkpoint that `--resume` goes on from, or None where there is none yet.
+
+    Raises:
+        InputError: all are damaged, or the processes see different ones.
+        ConfigError: it belongs to another configuration, or to a longer training.
+    """
+    steps = trainer.config.pretrain.steps
+    found = newest_checkpoint(
+        work, lambda path: output.warn(f"'{path}' is damaged and passed over; an older one is tried.")
+    )
+    step = 0 if found is None else found.step
+    if trainer.accelerator.num_processes > 1 and len(set(gather_object([step]))) > 1:
+        raise InputError(
+            f"The processes find different checkpoints in '{work}'.", "Give a folder that all machines share to --work."
+        )
+    if found is None:
+        output.note(f"There is no checkpoint in '{work}': starting anew.")
+        return None
+    check_settings(found.settings, trainer.settings, str(work))
+    if step > steps:
+        raise ConfigError(
+            f"pretrain.steps={steps}, and {step} steps are done in '{work}'.", f"Use --steps {step} or more."
+        )
+    output.note(f"Going on after step {step}.")
+    return found
 
 
 def pretrain(
@@ -483,11 +548,11 @@ def pretrain(
         listing: the pictures.
         name: of the data set, where its pictures are too many to list.
         remembered: the configuration that the bundle remembers.
-        work: folder for checkpoints, log and sample sheets; checked already.
+        work: folder for checkpoints, log and sample sheets.
         cache: folder for encoded pictures, or None.
         target: file name, or `-`.
         resume: go on from the newest checkpoint in `work`.
-        force: overwrite an existing file.
+        force: overwrite an existing file, and without `resume` an earlier training in `work`.
         output: where progress goes.
 
     Returns:
@@ -495,7 +560,6 @@ def pretrain(
     """
     started, own = time.perf_counter(), config.pretrain
     placement = resolve_placement(config.device, config.dtype, training=True)
-    log_with = "tensorboard" if is_tensorboard_available() else None
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if own.batch_size < processes:
         raise ConfigError(
@@ -503,65 +567,65 @@ def pretrain(
             "It counts the pictures of all processes together: raise it.",
         )
     parts = min(own.gradient_accumulation, own.batch_size // processes)
-    # entered first: once the processes know of one another, transformers writes a random base in one of them only
-    with BaseModel(config.base, placement) as base:
-        accelerator = make_accelerator(placement, parts, log_with=log_with, project_dir=str(work))
+    cached = cache_folder(cache)
+    with contextlib.ExitStack() as stack:
+        # entered first: once the processes know of one another, transformers writes a random base in one of them only
+        base = stack.enter_context(BaseModel(config.base, placement))
+        accelerator = make_accelerator(placement, parts)
         base.placement = replace(placement, device=accelerator.device)
-        try:
-            dataset, unreadable = read_dataset(accelerator, listing, output)
-            trainer = Trainer(config, base, accelerator, settings_of(config, base, dataset))
-            resumed = newest_checkpoint(work) if resume else None
-            if resumed is not None:
-                check_settings(resumed.settings, trainer.settings, str(work))
-                if resumed.step > own.steps:
-                    raise ConfigError(
-                        f"pretrain.steps={own.steps}, and {resumed.step} steps are done in '{work}'.",
-                        f"Use --steps {resumed.step} or more.",
-                    )
-                output.note(f"Going on after step {resumed.step}.")
-            elif resume:
-                output.note(f"There is no checkpoint in '{work}': starting anew.")
-            trainer.prepare(resumed)
-            last = _run(trainer, dataset, cache, work, output)
-            summary = {
+        stack.enter_context(lost_processes(accelerator.num_processes))
+        if accelerator.is_main_process:  # not before the processes are connected, or the others would wait for it
+            stack.enter_context(claimed_work(work, resume, force))
+        dataset, unreadable = read_dataset(accelerator, listing, output)
+        trainer = Trainer(config, base, accelerator, settings_of(config, base, dataset))
+        trainer.prepare(checkpoint_to_resume(trainer, work, output) if resume else None)
+        if accelerator.is_main_process and trainer.start == 0:
+            clear_work(work)
+        last = _run(trainer, dataset, cached, work, output)
+        summary = {
+            "kind": "promptnet",
+            "steps": own.steps,
+            "resumed_from": trainer.start,
+            "last_loss": last[0].loss if last else None,
+            "samples_per_second": round(last[1], 3) if last else None,
+            "pictures": len(dataset.paths),
+            "paired": dataset.paired(),
+            "unreadable": unreadable,
+            "num_processes": accelerator.num_processes,
+            "work": str(work),
+            "log": str(work / LOG),
+        }
+        if accelerator.is_main_process:
+            manifest = {
                 "kind": "promptnet",
-                "steps": own.steps,
-                "last_loss": last[0].loss if last else None,
-                "samples_per_second": round(last[1], 3) if last else None,
-                "pictures": len(dataset.paths),
-                "unreadable": unreadable,
-                "num_processes": accelerator.num_processes,
-                "work": str(work),
+                "base": base.manifest(base.fingerprints("unet", "text_encoder", "vision")),
+                "config": remembered,
+                "seed": config.seed,
+                "inputs": dataset.inputs(name),
+                "parents": [],
+                "promptnet": promptnet_section(trainer.promptnet),
+                "promptnet_source": {"weights": "pretrain", "steps": own.steps, "pictures": len(dataset.paths)},
             }
-            if accelerator.is_main_process:
-                manifest = {
-                    "kind": "promptnet",
-                    "base": base.manifest(base.fingerprints("unet", "text_encoder", "vision")),
-                    "config": remembered,
-                    "seed": config.seed,
-                    "inputs": dataset.inputs(name),
-                    "parents": [],
-                    "promptnet": promptnet_section(trainer.promptnet),
-                    "promptnet_source": {"weights": "pretrain", "steps": own.steps, "pictures": len(dataset.paths)},
-                }
-                files = {PROMPTNET_FILE: pack(trainer.weights(), DTYPES[own.save_dtype])}
-                summary = {"sha256": write_bundle(target, manifest, files, force=force), **summary}
-        finally:
-            accelerator.end_training()
+            files = {PROMPTNET_FILE: pack(trainer.weights(), DTYPES[own.save_dtype])}
+            summary["checkpoint"] = str(checkpoint_files(work)[-1])
+            with output_hint(
+                f"The training is kept: free some space or choose another -o, and add --resume --work '{work}'."
+            ):
+                summary["sha256"] = write_bundle(target, manifest, files, force=force)
+    # only here: a process that has failed tells why before it breaks the connections of the others
+    accelerator.end_training()
     return {**summary, "seconds": round(time.perf_counter() - started, 2)}
 
 
 def _run(
-    trainer: Trainer, dataset: Dataset, cache: str | None, work: Path, output: Output
+    trainer: Trainer, dataset: Dataset, cache: Path | None, work: Path, output: Output
 ) -> tuple[Step, float] | None:
     """The loop with its progress; the last step and the samples per second."""
     config, base, accelerator = trainer.config, trainer.base, trainer.accelerator
     own, rank, processes = config.pretrain, accelerator.process_index, accelerator.num_processes
     bounds = [own.batch_size * i // processes for i in range(processes + 1)]
-    if accelerator.trackers or accelerator.log_with:
-        accelerator.init_trackers("tensorboard")
     last = None
-    with Encodings(base, dataset, cache_folder(cache)) as encodings:
+    with Encodings(base, dataset, cache) as encodings:
         batches = Batches(
             encodings,
             own.batch_size,

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -149,8 +148,8 @@ def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: st
     return chosen
 
 
-def make_accelerator(placement: Placement, gradient_accumulation: int, **options: Any) -> Accelerator:
-    """An accelerator on the device and in the precision of the placement, with accelerate's other options."""
+def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
+    """An accelerator on the device and in the precision of the placement."""
     if placement.device.index is not None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
     return Accelerator(
@@ -158,7 +157,6 @@ def make_accelerator(placement: Placement, gradient_accumulation: int, **options
         mixed_precision=placement.autocast,
         # given as a plugin, an environment variable cannot override it
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
-        **options,
     )
 
 
