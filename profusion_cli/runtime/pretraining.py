@@ -232,7 +232,7 @@ def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> 
             output.note(f"  {one['problem']}")
         if len(bad) > NAMED_UNREADABLE:
             output.note(f"  and {len(bad) - NAMED_UNREADABLE} more")
-    output.note(f"Learning from {len(dataset)} pictures, {dataset.paired()} of them with another one as reference.")
+    output.note(f"Learning from {len(dataset)} picture(s), {dataset.paired()} of them with another one as reference.")
     return dataset, bad
 
 
