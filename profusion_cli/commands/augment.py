@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from profusion_cli.images import Photo
 
 
-def decode(data: Any, source: str, output: Output) -> Photo:
+def decode(data: Any, source: str, output: Output, as_mask: bool = False) -> Photo:
     """A picture from the command line, with what there is to say about it."""
     from profusion_cli.images import decode_photo
 
-    picture = decode_photo(data, display_name(source))
+    picture = decode_photo(data, display_name(source), as_mask)
     for note in picture.notes:
         output.warn(note)
     return picture
@@ -47,14 +47,14 @@ def find_mask(
         The mask; how it was found, for the manifest; and further inputs.
 
     Raises:
-        UsageError: both options, or a box that is none.
+        UsageError: a box that is none.
         InputError: a mask that cannot be used, or nothing found.
     """
     from profusion_cli import masks
 
     size = config.base.resolution
     if mask is not None:
-        picture = decode(read_source(mask), mask, output)
+        picture = decode(read_source(mask), mask, output, as_mask=True)
         found = masks.file_mask(picture.image, picture.name, photo.image, size)
         return found, {"method": "file"}, [photo_input(picture, "mask")]
     if box is not None:
