@@ -299,6 +299,38 @@ def test_missing_weights_are_named_with_the_ways_out(photo, tmp_path, monkeypatc
     ok("augment", photo, *TINY, *arguments, "--no-inpaint")
 
 
+def test_outputs_never_replace_inputs(photo, tmp_path):
+    for name in ("photo.png", "original.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    target = tmp_path / "photo.png"
+    for arguments in (
+        ("augment", target, *TINY, "-o", target),
+        ("augment", tmp_path / "original.png", *TINY, "-o", tmp_path / "a.pfz", "--save-images", tmp_path),
+        ("augment", photo, *TINY, "--mask", target, "-o", target),
+        ("augment", photo, *TINY, "-o", tmp_path / "look", "--save-images", tmp_path / "look"),
+        ("finetune", photo, target, *TINY, "-o", target),
+    ):
+        result = run(*arguments, "--force")
+        assert result.exit_code == 2, result.stderr
+        assert "Choose another name" in result.stderr
+    for name in ("photo.png", "original.png"):
+        assert (tmp_path / name).read_bytes() == photo.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_options_of_a_model_that_is_not_used(photo, tmp_path):
+    result = run("augment", photo, *TINY, "--no-inpaint", "--dtype", "float16", "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 2
+    assert "--dtype has no effect" in result.stderr
+
+
+def test_pictures_that_lost_much_of_the_subject_are_named(photo, tmp_path):
+    arguments = ("augment", photo, *TINY, "--no-inpaint", "--box", "20,20,100,100", "-o")
+    assert "Less than" not in ok(*arguments, tmp_path / "a.pfz").stderr
+    enlarged = ("--set", "augment.scale_min=3", "--set", "augment.scale_max=3")
+    assert "pictures: 1,2,3." in ok(*arguments, tmp_path / "b.pfz", *enlarged).stderr
+
+
 def test_a_model_that_is_not_for_inpainting(photo, base_folder, tmp_path):
     result = run("augment", photo, *TINY, "--set", f"augment.model.id={base_folder}", "-o", tmp_path / "x.pfz")
     assert result.exit_code == 8
