@@ -19,7 +19,7 @@ from PIL import Image
 
 from profusion_cli.bundle import Bundle, write_bundle
 from profusion_cli.config import AugmentConfig, Config
-from profusion_cli.errors import BundleError, UsageError
+from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.images import numbered_sheet
 
 IMAGES_FILE = "images.safetensors"
@@ -85,21 +85,27 @@ def warp(picture: np.ndarray, mask: np.ndarray, transform: Transform) -> tuple[n
     return np.where(inside[..., None], moved, np.uint8(0)), inside.astype(np.uint8) * 255
 
 
+def visible_share(mask: np.ndarray, transform: Transform) -> float:
+    """The share of a mask's pixels that still lie inside the picture when they are moved."""
+    size = len(mask)
+    rows, columns = (indices - (size - 1) / 2 for indices in np.nonzero(mask))
+    cos, sin = (part(math.radians(transform.degrees)) * transform.scale for part in (math.cos, math.sin))
+    mirrored = -columns if transform.flip else columns
+    x = cos * mirrored - sin * rows + transform.dx * size
+    y = sin * mirrored + cos * rows + transform.dy * size
+    return float(np.mean((abs(x) < size / 2) & (abs(y) < size / 2)))
+
+
 def draw_transform(config: AugmentConfig, mask: np.ndarray, generator: np.random.Generator) -> Transform:
     """A random transform that keeps most of the subject inside the picture, where some draw does."""
     best, most = Transform(), -1.0
-    size = len(mask)
-    rows, columns = (indices - (size - 1) / 2 for indices in np.nonzero(mask))
     for _ in range(DRAWS):
         scale = generator.uniform(config.scale_min, config.scale_max)
         degrees = generator.uniform(-config.rotation, config.rotation)
         dx, dy = generator.uniform(-config.translation, config.translation, 2)
         flip = bool(generator.random() < 0.5) and config.flip
         drawn = Transform(*(round(float(number), 6) for number in (scale, degrees, dx, dy)), flip)
-        cos, sin = (part(math.radians(drawn.degrees)) * drawn.scale for part in (math.cos, math.sin))
-        mirrored = -columns if flip else columns
-        x, y = cos * mirrored - sin * rows + drawn.dx * size, sin * mirrored + cos * rows + drawn.dy * size
-        visible = float(np.mean((abs(x) < size / 2) & (abs(y) < size / 2)))
+        visible = visible_share(mask, drawn)
         if visible > most:
             best, most = drawn, visible
         if visible >= VISIBLE:
@@ -137,12 +143,27 @@ class Augmented:
 
 
 def move_subject(square: Image.Image, mask: np.ndarray, config: AugmentConfig, seed: int) -> Augmented:
-    """The views of a photo, still without backgrounds. View j depends on seed + j alone."""
+    """The views of a photo, still without backgrounds. View j depends on seed + j alone.
+
+    Raises:
+        InputError: nothing of the subject is left in a view.
+    """
     original = np.asarray(square)
     seeds = tuple(seed + index for index in range(config.views))
     transforms = tuple(draw_transform(config, mask, np.random.default_rng(number)) for number in seeds)
     pictures, masks = zip(*(warp(original, mask, transform) for transform in transforms), strict=True)
+    if lost := sum(not moved.any() for moved in masks):
+        raise InputError(
+            f"Nothing of the subject is left in {lost} of {config.views} pictures.",
+            "Mark more of it, or move it less: see augment.scale_min, augment.scale_max and augment.translation.",
+        )
     return Augmented(original, mask, np.stack(pictures), np.stack(masks), seeds, transforms)
+
+
+def cut_off(augmented: Augmented) -> list[int]:
+    """Numbers, from 1, of the pictures that show less than `VISIBLE` of the subject."""
+    transforms = enumerate(augmented.transforms, 1)
+    return [number for number, moved in transforms if visible_share(augmented.original_mask, moved) < VISIBLE]
 
 
 def plain_backgrounds(augmented: Augmented) -> np.ndarray:

@@ -78,9 +78,9 @@ def check_output(path: Path, force: bool) -> None:
     """
     try:
         if path.is_dir():
-            raise OutputError(f"'{path}' is a folder.", "Give the name of a file with -o.")
+            raise OutputError(f"'{path}' is a folder.", "Give the name of a file.")
         if os.path.lexists(path) and not force:
-            raise OutputError(f"'{path}' already exists.", "Choose another name with -o, or overwrite it with --force.")
+            raise OutputError(f"'{path}' already exists.", "Choose another name, or overwrite it with --force.")
         if not stat.S_ISREG(path.stat().st_mode):
             raise OutputError(f"'{path}' is not a regular file.", "To write to a device, redirect '-o -'.")
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def check_output(path: Path, force: bool) -> None:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(f"'{path}' cannot be written: '{folder}' is not a writable folder.", "Choose another -o.")
+        raise OutputError(f"'{path}' cannot be written: '{folder}' is not a writable folder.", "Choose another place.")
 
 
 def check_stdout() -> None:
@@ -118,9 +118,11 @@ def check_target(target: str, force: bool, as_json: bool = False) -> None:
         as_json: whether standard output is already taken.
 
     Raises:
-        UsageError: `-o -` with `--json`.
+        UsageError: no name, or `-o -` with `--json`.
         OutputError: it exists, cannot be written, or is a terminal.
     """
+    if not target:
+        raise UsageError("The name of the output is empty.", "Name a file, or - for standard output.")
     if target != STDIO:
         check_output(Path(target), force)
         return
@@ -130,11 +132,12 @@ def check_target(target: str, force: bool, as_json: bool = False) -> None:
 
 
 def _write_failure(target: str, error: OSError) -> OutputError:
+    what = "Standard output" if target == STDIO else f"'{target}'"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
-            f"'{target}' cannot be written: no space left on the device.", "Free some space or choose another -o."
+            f"{what} cannot be written: no space left on the device.", "Free some space or choose another place."
         )
-    return OutputError(f"'{target}' cannot be written: {error.strerror or error}.", "Choose another -o.")
+    return OutputError(f"{what} cannot be written: {error.strerror or error}.", "Choose another place.")
 
 
 @contextmanager
@@ -204,7 +207,7 @@ def _claim(temporary: str, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise OutputError(
-            f"'{path}' appeared while the command ran.", "Choose another name with -o, or overwrite it with --force."
+            f"'{path}' appeared while the command ran.", "Choose another name, or overwrite it with --force."
         ) from None
     except OSError:  # a file system without hard links
         os.replace(temporary, path)

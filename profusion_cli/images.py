@@ -63,8 +63,10 @@ class Photo:
     notes: tuple[str, ...]
 
 
-def decode_photo(data: bytes | mmap.mmap, name: str) -> Photo:
+def decode_photo(data: bytes | mmap.mmap, name: str, as_mask: bool = False) -> Photo:
     """The picture in `data`, upright, in sRGB, on white where it was transparent, first frame only.
+
+    As a mask, a partly transparent picture is white where it is opaque, and black where it is transparent.
 
     Raises:
         InputError: not a picture, damaged, above `MAX_PIXELS`, a side below `MIN_SIDE`, or a pixel
@@ -84,7 +86,7 @@ def decode_photo(data: bytes | mmap.mmap, name: str) -> Photo:
             )
         image.load()
         turn = _orientation(image, name, notes)
-        rgb = _to_rgb(image, name, notes)
+        rgb = _to_rgb(image, name, notes, as_mask)
         if turn is not None:
             rgb = rgb.transpose(turn)
         rgb.info.clear()
@@ -145,8 +147,8 @@ def _frame_count(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """Any of `_MODES` as a new sRGB image on white."""
+def _to_rgb(image: Image.Image, name: str, notes: list[str], as_mask: bool) -> Image.Image:
+    """Any of `_MODES` as a new sRGB image on white, or its opacity for a mask that is partly transparent."""
     profile = image.info.get("icc_profile")
     if image.mode in _DEEP_MODES:
         image = _to_eight_bits(image, name)
@@ -155,6 +157,9 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
+        if as_mask and alpha.getextrema()[0] < 255:
+            notes.append(f"'{name}' is partly transparent; what is opaque counts as light.")
+            return alpha.convert("RGB")
     rgb = _to_srgb(image, grey, profile, name, notes)
     if alpha is None or alpha.getextrema()[0] == 255:
         return rgb
@@ -212,7 +217,7 @@ def crop_square(image: Image.Image, size: int) -> Image.Image:
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-# Contact sheets
+# Contact sheets, strips and animations
 
 _PAPER, _INK, _QUIET, _LINE = "#faf9f7", "#22211f", "#6b6862", "#d8d5cf"
 
@@ -336,9 +341,6 @@ def _drawable(text: str) -> str:
     return "".join(part for part in _encodable(parts) if not unicodedata.combining(part))
 
 
-# Records inside PNG files
-
-
 def strip(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures side by side, each at the height of the tallest."""
     height = max(picture.height for picture in pictures)
@@ -377,6 +379,9 @@ def encode_animation(frames: Sequence[Image.Image], fps: float, suffix: str) -> 
         **options,
     )
     return buffer.getvalue()
+
+
+# Records inside PNG files
 
 
 def encode_png(image: Image.Image, parameters: str, record: dict) -> bytes:

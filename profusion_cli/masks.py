@@ -16,6 +16,10 @@ from profusion_cli.images import crop_square
 
 WORKING_SIZE = 320
 """Automatic masks are found at this size, whatever the resolution of the model."""
+LIGHT = 128
+"""From this grey value on, of 255, a mask picture is light."""
+SMALLEST = 0.002
+"""A mask with a smaller share of the picture shows too little to be moved about."""
 OTHER_WAYS = "Give the subject with --mask FILE or --box x,y,w,h"
 
 Box = tuple[int, int, int, int]
@@ -40,15 +44,17 @@ def file_mask(mask: Image.Image, name: str, photo: Image.Image, size: int) -> np
     """A mask picture of the photo's own size, light on the subject, cropped exactly like the photo.
 
     Raises:
-        InputError: of another size, or empty or full.
+        InputError: of another size, or (almost) empty or full.
     """
     if mask.size != photo.size:
         raise InputError(
             f"The mask '{name}' is {mask.width}x{mask.height} pixels, and the photo {photo.width}x{photo.height}.",
             "Make it of the photo's size, light on the subject and dark elsewhere.",
         )
-    light = np.asarray(crop_square(mask, size).convert("L")) >= 128
-    return _checked(light, f"The mask '{name}'", "Make it light on the subject and dark elsewhere.")
+    light = np.asarray(crop_square(mask, size).convert("L"))
+    lightest = f", whose lightest pixel is {light.max()} of 255," if light.max() < LIGHT else ""
+    what = f"The mask '{name}'{lightest or _square_of(photo)}"
+    return _checked(light >= LIGHT, what, "Make it light on the subject and dark elsewhere.")
 
 
 def box_mask(box: Box, photo: Image.Image, size: int) -> np.ndarray:
@@ -59,8 +65,9 @@ def box_mask(box: Box, photo: Image.Image, size: int) -> np.ndarray:
     """
     left, top, width, height = box
     shown = ",".join(str(number) for number in box)
-    inside = left >= 0 and top >= 0 and left + width <= photo.width and top + height <= photo.height
-    if not inside or width < 1 or height < 1:
+    if width < 1 or height < 1:
+        raise InputError(f"--box {shown} has a width or height below 1.", "Give x,y,w,h in pixels of the photo.")
+    if left < 0 or top < 0 or left + width > photo.width or top + height > photo.height:
         raise InputError(
             f"--box {shown} does not lie inside the photo of {photo.width}x{photo.height} pixels.",
             "Give x,y,w,h in pixels of the photo, with x and y from its upper left corner.",
@@ -70,9 +77,7 @@ def box_mask(box: Box, photo: Image.Image, size: int) -> np.ndarray:
     x, y = centres + (photo.width - side) // 2, centres + (photo.height - side) // 2
     mask = ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))[None]
     return _checked(
-        mask,
-        f"--box {shown}, in the central square of {side}x{side} pixels that is used,",
-        "Draw it around the subject, inside that square.",
+        mask, f"--box {shown}{_square_of(photo)}", "Draw it around the subject, in the square middle of the photo."
     )
 
 
@@ -92,7 +97,7 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     found = found or list(cascade.detectMultiScale(cv2.equalizeHist(grey), 1.05, 3, minSize=smallest))
     if not found:
         raise InputError(
-            f"No face was found in '{name}'.",
+            f"No face was found in '{name}'{_square_of(photo).rstrip(',')}.",
             f"{OTHER_WAYS}, take what is in the middle with --set augment.method=thing, "
             "or leave the photo as it is with --no-augment (of finetune).",
         )
@@ -103,13 +108,13 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     above = np.arange(WORKING_SIZE)[:, None] < centre[1]  # hair goes far up, shoulders are left out
     possible = _ellipse(centre, (0.84 * width, 1.02 * height)) & above
     possible |= _ellipse(centre, (0.6 * width, 0.8 * height)) & ~above
-    certain = _ellipse((centre[0], y + 0.52 * height), (0.36 * width, 0.46 * height))
+    certain = _ellipse((centre[0], y + 0.52 * height), (0.26 * width, 0.42 * height))
     labels = np.full(grey.shape, cv2.GC_BGD, np.uint8)
     labels[possible] = cv2.GC_PR_BGD
     labels[possible & probable] = cv2.GC_PR_FGD
     labels[certain] = cv2.GC_FGD
     mask = _grab_cut(square, labels, None)
-    return _finish(mask, f"The face found in '{name}'", size), len(found) - 1
+    return _finish(mask, f"The mask that was found for the face in '{name}'", size), len(found) - 1
 
 
 def thing_mask(photo: Image.Image, name: str, size: int) -> np.ndarray:
@@ -124,7 +129,7 @@ def thing_mask(photo: Image.Image, name: str, size: int) -> np.ndarray:
     mask = _grab_cut(square, None, (margin, margin, side, side))
     if mask.sum() > 0.97 * side**2:  # nothing stands out from what lies around it
         mask[:] = False
-    return _finish(mask, f"The thing in the middle of '{name}'", size)
+    return _finish(mask, f"The mask that was found for the middle of '{name}'", size)
 
 
 def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
@@ -170,14 +175,20 @@ def _finish(mask: np.ndarray, what: str, size: int) -> np.ndarray:
     ]
     kind = cv2.INTER_AREA if size <= WORKING_SIZE else cv2.INTER_LINEAR
     found = cv2.resize(soft, (size, size), interpolation=kind) >= 0.5
-    if not 0.002 < found.mean() < 0.98:
-        found[:] = found.mean() > 0.5
+    if found.mean() > 0.98:
+        found[:] = True
     return _checked(found, what, f"{OTHER_WAYS}, or leave the photo as it is with --no-augment (of finetune).")
 
 
+def _square_of(photo: Image.Image) -> str:
+    """Which part of the photo is looked at, where that is not all of it."""
+    side = min(photo.size)
+    return "" if photo.width == photo.height else f", in the central square of {side}x{side} pixels that is used,"
+
+
 def _checked(mask: np.ndarray, what: str, hint: str) -> np.ndarray:
-    if not mask.any():
-        raise InputError(f"{what} marks nothing.", hint)
+    if mask.mean() < SMALLEST:
+        raise InputError(f"{what} marks {'almost ' if mask.any() else ''}nothing.", hint)
     if mask.all():
         raise InputError(f"{what} covers the whole picture, and leaves no background to be replaced.", hint)
     return mask.astype(np.uint8) * 255

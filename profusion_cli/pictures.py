@@ -19,6 +19,11 @@ from profusion_cli.images import decode_photo, parameters_text
 from profusion_cli.prompts import Prompt
 
 DEFAULT_FOLDER = "pictures"
+FILE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".svg", ".pdf"),
+    *(".mp4", ".avi", ".mov", ".webm", ".mkv", ".zip", ".pfz"),
+)
+"""What a name ends in that is meant for a file, not for a folder of pictures."""
 FUSION_STAGE = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
 
 
@@ -101,18 +106,33 @@ def check_same_base(bundles: Sequence[Bundle]) -> None:
             )
 
 
+def check_suffix(target: str, written: Sequence[str]) -> None:
+    """A name is that of a folder, or of a file of a kind that is written here.
+
+    Raises:
+        UsageError: it is empty, or that of another file.
+    """
+    if not target:
+        raise UsageError("The name of the output is empty.", "Name a file or a folder with -o.")
+    suffix = Path(target).suffix.lower()
+    if suffix in FILE_SUFFIXES and suffix not in written and not os.path.isdir(target):
+        kinds = " or ".join(", ".join(written).rsplit(", ", 1))
+        raise UsageError(
+            f"'{target}' would be a {suffix} file, which is not written here.", f"Use a {kinds} name, or a folder."
+        )
+
+
 def plan_targets(
     target: str | None, prompts: Sequence[Prompt], config: Config, force: bool, as_json: bool
 ) -> dict[tuple[int, int], str]:
     """Where each picture goes, checked before the work.
 
     Raises:
-        UsageError: one file for several pictures.
+        UsageError: one file for several pictures, or for something else than a PNG.
         OutputError: something is in the way.
     """
-    suffix = Path(target or "").suffix.lower()
-    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp"):
-        raise UsageError(f"'{target}' would be a {suffix} file, and pictures are written as PNG.", "Use a .png name.")
+    if target is not None:
+        check_suffix(target, (".png",))
     count = len(prompts) * config.sample.num_images
     if target == STDIO or (target is not None and target.lower().endswith(".png")):
         if count > 1:
@@ -120,7 +140,7 @@ def plan_targets(
             raise UsageError(f"{count} pictures do not fit into {where}.", "Name a folder with -o.")
         targets = {(0, 0): target}
     else:
-        folder = Path(target or DEFAULT_FOLDER)
+        folder = Path(DEFAULT_FOLDER if target is None else target)
         targets = {
             (number, index): str(folder / picture_name(number, prompt.text, config.seed + index))
             for number, prompt in enumerate(prompts)

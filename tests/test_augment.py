@@ -167,6 +167,28 @@ def test_a_mask_is_cropped_like_its_photo():
     assert (by_file > 0).sum() == 400
 
 
+def test_a_transparent_mask_marks_what_is_opaque(tmp_path):
+    """Also the subject cut out of the photo, which is darker than the white that a photo is laid on."""
+    shape = Image.new("L", (64, 64))
+    shape.paste(255, (20, 20, 50, 50))
+    for colour in ("white", "black"):
+        cut = Image.new("RGB", shape.size, colour)
+        cut.putalpha(shape)
+        cut.save(tmp_path / "mask.png")
+        mask = decode_photo((tmp_path / "mask.png").read_bytes(), "mask.png", as_mask=True)
+        assert "what is opaque" in mask.notes[0]
+        found = masks.file_mask(mask.image, "mask.png", Image.new("RGB", shape.size), 64)
+        assert (found == np.asarray(shape)).all()
+
+
+@needs_faces
+def test_the_wall_beside_a_turned_face_is_not_the_face():
+    image = decode_photo((SHARED / "faces" / "bengio.jpg").read_bytes(), "bengio").image
+    found = masks.face_mask(image, "bengio", 512)[0]
+    assert not found[320:350, 390:].any()
+    assert found[320:350, 200:370].all()
+
+
 @needs_faces
 @pytest.mark.parametrize("name", ["00041", "bengio", "danielwu"])
 def test_faces_are_found_in_photographs(name):
@@ -207,10 +229,17 @@ BAD = {
     "mask of another size": (["--mask", "other.png"], 5, ["99x99", "160x140"]),
     "empty mask": (["--mask", "black.png"], 5, ["marks nothing"]),
     "full mask": (["--mask", "white.png"], 5, ["covers the whole"]),
+    "faint mask": (["--mask", "faint.png"], 5, ["lightest pixel is 1 of 255", "marks nothing"]),
     "mask that is none": (["--mask", "text.png"], 5, ["text.png"]),
     "mask that is missing": (["--mask", "nowhere.png"], 5, ["nowhere.png"]),
     "box outside": (["--box", "100,0,80,80"], 5, ["100,0,80,80", "160x140"]),
-    "box without size": (["--box", "10,10,0,5"], 5, ["10,10,0,5"]),
+    "box without size": (["--box", "10,10,0,5"], 5, ["10,10,0,5", "below 1"]),
+    "box of a pixel": (["--box", "80,70,1,1"], 5, ["marks almost nothing"]),
+    "subject moved away": (
+        ["--box", "10,0,12,12", "--set", "augment.scale_min=4", "--set", "augment.scale_max=4"],
+        5,
+        ["Nothing of the subject", "augment.scale_max"],
+    ),
     "box beside the square": (["--box", "0,0,9,140"], 5, ["140x140", "marks nothing"]),
     "box around it all": (["--box", "0,0,160,140"], 5, ["covers the whole"]),
     "box that is none": (["--box", "1,2,3"], 2, ["x,y,w,h"]),
@@ -229,7 +258,12 @@ def test_bad_input(case, command, photo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(backbone.BaseModel, "__enter__", lambda self: pytest.fail("a model was loaded"))
     monkeypatch.chdir(tmp_path)
-    for name, size, colour in (("other", (99, 99), 255), ("black", (160, 140), 0), ("white", (160, 140), 255)):
+    for name, size, colour in (
+        ("other", (99, 99), 255),
+        ("black", (160, 140), 0),
+        ("white", (160, 140), 255),
+        ("faint", (160, 140), 1),
+    ):
         Image.new("L", size, colour).save(f"{name}.png")
     Path("text.png").write_text("no picture")
     before = sorted(tmp_path.iterdir())
@@ -263,6 +297,38 @@ def test_missing_weights_are_named_with_the_ways_out(photo, tmp_path, monkeypatc
         for word in ("some/inpainting", str(tmp_path / "cache"), "offline", "--no-inpaint", "augment.model.id=FOLDER"):
             assert word in text
     ok("augment", photo, *TINY, *arguments, "--no-inpaint")
+
+
+def test_outputs_never_replace_inputs(photo, tmp_path):
+    for name in ("photo.png", "original.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    target = tmp_path / "photo.png"
+    for arguments in (
+        ("augment", target, *TINY, "-o", target),
+        ("augment", tmp_path / "original.png", *TINY, "-o", tmp_path / "a.pfz", "--save-images", tmp_path),
+        ("augment", photo, *TINY, "--mask", target, "-o", target),
+        ("augment", photo, *TINY, "-o", tmp_path / "look", "--save-images", tmp_path / "look"),
+        ("finetune", photo, target, *TINY, "-o", target),
+    ):
+        result = run(*arguments, "--force")
+        assert result.exit_code == 2, result.stderr
+        assert "Choose another name" in result.stderr
+    for name in ("photo.png", "original.png"):
+        assert (tmp_path / name).read_bytes() == photo.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_options_of_a_model_that_is_not_used(photo, tmp_path):
+    result = run("augment", photo, *TINY, "--no-inpaint", "--dtype", "float16", "-o", tmp_path / "x.pfz")
+    assert result.exit_code == 2
+    assert "--dtype has no effect" in result.stderr
+
+
+def test_pictures_that_lost_much_of_the_subject_are_named(photo, tmp_path):
+    arguments = ("augment", photo, *TINY, "--no-inpaint", "--box", "20,20,100,100", "-o")
+    assert "Less than" not in ok(*arguments, tmp_path / "a.pfz").stderr
+    enlarged = ("--set", "augment.scale_min=3", "--set", "augment.scale_max=3")
+    assert "pictures: 1,2,3." in ok(*arguments, tmp_path / "b.pfz", *enlarged).stderr
 
 
 def test_a_model_that_is_not_for_inpainting(photo, base_folder, tmp_path):

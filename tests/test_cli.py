@@ -157,7 +157,7 @@ BAD_SAMPLE = {
     "json on stdout": (["me.pfz", "S*", "-o", "-", "--json"], 2, "--json"),
     "guidance no number": (["me.pfz", "S*", "--subject-guidance", "a,b"], 2, "a,b"),
     "useless without fusion": (["me.pfz", "S*", "--fusion-steps", "0", "--gamma", "0.5"], 2, "no effect"),
-    "not a PNG": (["me.pfz", "S*", "-o", "x.jpg"], 2, "PNG"),
+    "not a PNG": (["me.pfz", "S*", "-o", "x.jpg"], 2, "a .png name, or a folder"),
     "sheet not a PNG": (["me.pfz", "S*", "--sheet", "x.jpg"], 2, "PNG"),
     "sheet in a picture's place": (["me.pfz", "S*", "-o", "p", "--sheet", "./p/01-s-0.png"], 2, "of its own"),
     "sheet in the folder's place": (["me.pfz", "S*", "-o", "p", "--sheet", "p.png/../p"], 2, "of its own"),

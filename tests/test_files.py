@@ -282,14 +282,14 @@ def test_words_for_a_full_disk(tmp_path, number):
     with pytest.raises(OutputError) as caught, atomic_output(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
     assert caught.value.message == f"'{tmp_path / 'a'}' cannot be written: no space left on the device."
-    assert caught.value.hint == "Free some space or choose another -o."
+    assert caught.value.hint == "Free some space or choose another place."
     assert caught.value.exit_code == 9
 
 
 def test_words_for_other_failures(tmp_path):
     with pytest.raises(OutputError, match="written: Input/output error") as caught, atomic_output(tmp_path / "a"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    assert caught.value.hint == "Choose another -o."
+    assert caught.value.hint == "Choose another place."
     with (
         pytest.raises(OutputError, match="cannot be written: File name too long"),
         atomic_output(tmp_path / ("a" * 300)),
@@ -321,7 +321,7 @@ def test_standard_output_stays_empty_when_the_block_fails(stdout, failure):
 @pytest.mark.parametrize("failure", [FULL, OSError(errno.EIO, "Input/output error")])
 def test_standard_output_on_a_full_disk(stdout, failure):
     stdout.failure = failure
-    with pytest.raises(OutputError, match="'-' cannot be written: ") as caught, atomic_output("-") as file:
+    with pytest.raises(OutputError, match="Standard output cannot be written: ") as caught, atomic_output("-") as file:
         file.write(b"data")
     assert ("no space left" in caught.value.message) == (failure is FULL)
 
@@ -331,7 +331,10 @@ def test_no_room_to_spool(stdout, monkeypatch):
         raise FULL
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(OutputError, match="'-' cannot be written: no space left on the device"), atomic_output("-"):
+    with (
+        pytest.raises(OutputError, match="Standard output cannot be written: no space left on the device"),
+        atomic_output("-"),
+    ):
         pytest.fail("the block must not begin")
 
 
@@ -361,4 +364,4 @@ except OutputError as error:
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=Path(module.__file__).parents[1]
         )
-    assert (done.returncode, done.stderr) == (9, b"'-' cannot be written: no space left on the device.")
+    assert (done.returncode, done.stderr) == (9, b"Standard output cannot be written: no space left on the device.")

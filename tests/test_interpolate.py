@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from profusion_cli.bundle import read_bundle, write_bundle
 from profusion_cli.images import encode_animation, read_png_record, strip
 from profusion_cli.runtime.sampling import frame_weights
 from tests.conftest import SHARED, ok, run
@@ -93,6 +94,15 @@ def test_strip_and_animation_of_odd_sizes():
     assert Image.open(io.BytesIO(two)).n_frames == 2
 
 
+def test_a_strip_without_all_references_has_none(subject, other_subject, tmp_path):
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    bare = tmp_path / "bare.pfz"
+    write_bundle(bare, bundle.manifest, {name: bundle.read(name) for name in bundle.files})
+    common = (bare, other_subject, subject, PROMPT, "--frames", 3, "--steps", 1)
+    ok("interpolate", *common, "-o", tmp_path / "strip.png")
+    assert Image.open(tmp_path / "strip.png").size == (3 * 128, 128)
+
+
 BAD = {
     "one subject": (["me.pfz", PROMPT, "-o", "x.png"], 2, "one subject"),
     "no prompt": (["me.pfz", "you.pfz", "-o", "x.png"], 2, "0 prompts"),
@@ -101,6 +111,16 @@ BAD = {
     "one frame": (["me.pfz", "you.pfz", PROMPT, "--frames", "1", "-o", "x.png"], 2, "--frames"),
     "two guidance scales": (["me.pfz", "you.pfz", PROMPT, "--subject-guidance", "3,4", "-o", "x.png"], 2, "share one"),
     "a film": (["me.pfz", "you.pfz", PROMPT, "-o", "x.mp4"], 2, ".mp4"),
+    "another picture": (["me.pfz", "you.pfz", PROMPT, "-o", "x.tiff"], 2, ".png, .webp or .gif"),
+    "no name": (["me.pfz", "you.pfz", PROMPT, "-o", ""], 2, "empty"),
+    "a still with fps": (["me.pfz", "you.pfz", PROMPT, "--fps", "8", "-o", "x.png"], 2, "--fps has no effect"),
+    "fewer frames than subjects": (
+        ["me.pfz", "you.pfz", "me.pfz", PROMPT, "--frames", "2", "-o", "x"],
+        2,
+        "leaves out",
+    ),
+    "weights": (["me.pfz", "you.pfz", PROMPT, "--set", "sample.weights=[1,2]", "-o", "x"], 2, "no effect"),
+    "a subject behind the prompt": (["me.pfz", PROMPT, "you.pfz", "-o", "x.png"], 2, "'you.pfz' stands behind"),
     "no output": (["me.pfz", "you.pfz", PROMPT], 2, "-o"),
     "output exists": (["me.pfz", "you.pfz", PROMPT, "-o", "me.pfz/x.png"], 9, "me.pfz"),
     "useless option": (["me.pfz", "you.pfz", PROMPT, "--sampler", "cfg", "--gamma", "1", "-o", "x"], 2, "no effect"),

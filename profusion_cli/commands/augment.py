@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profusion_cli import __version__, options
-from profusion_cli.commands.common import check_one_stdin, configure, display_name, print_config, remember
+from profusion_cli.commands.common import check_apart, check_one_stdin, configure, display_name, print_config, remember
 from profusion_cli.config import Config
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from profusion_cli.images import Photo
 
 
-def decode(data: Any, source: str, output: Output) -> Photo:
+def decode(data: Any, source: str, output: Output, as_mask: bool = False) -> Photo:
     """A picture from the command line, with what there is to say about it."""
     from profusion_cli.images import decode_photo
 
-    picture = decode_photo(data, display_name(source))
+    picture = decode_photo(data, display_name(source), as_mask)
     for note in picture.notes:
         output.warn(note)
     return picture
@@ -47,14 +47,14 @@ def find_mask(
         The mask; how it was found, for the manifest; and further inputs.
 
     Raises:
-        UsageError: both options, or a box that is none.
+        UsageError: a box that is none.
         InputError: a mask that cannot be used, or nothing found.
     """
     from profusion_cli import masks
 
     size = config.base.resolution
     if mask is not None:
-        picture = decode(read_source(mask), mask, output)
+        picture = decode(read_source(mask), mask, output, as_mask=True)
         found = masks.file_mask(picture.image, picture.name, photo.image, size)
         return found, {"method": "file"}, [photo_input(picture, "mask")]
     if box is not None:
@@ -82,6 +82,21 @@ def check_mask_options(mask: str | None, box: str | None) -> None:
         raise UsageError("--mask and --box are given together.", "Leave one of them out.")
     if box is not None:
         parse_box(box)
+
+
+def move(square: Image.Image, mask: np.ndarray, config: Config, output: Output) -> Augmented:
+    """The views of a photo, still without backgrounds, with a word on those that lost much of the subject.
+
+    Raises:
+        InputError: nothing of the subject is left in a view.
+    """
+    from profusion_cli.augmentation import VISIBLE, cut_off, move_subject
+
+    moved = move_subject(square, mask, config.augment, config.seed)
+    if numbers := cut_off(moved):
+        shown = ",".join(str(number) for number in numbers)
+        output.warn(f"Less than {VISIBLE:.0%} of the subject lies in these pictures: {shown}. See --drop of finetune.")
+    return moved
 
 
 def fill_backgrounds(moved: Augmented, config: Config, output: Output) -> tuple[Augmented, dict[str, Any]]:
@@ -168,18 +183,22 @@ def augment(
     output = Output(quiet, as_json)
     check_one_stdin([photo, mask or ""])
     check_mask_options(mask, box)
+    for option, value in (("--device", device), ("--dtype", dtype)):
+        if value is not None and not config.augment.inpaint:
+            raise UsageError(f"{option} has no effect where nothing is inpainted.", "Leave it out.")
     check_target(target, force, as_json)
     saved = _saved_names(save_images, config.augment.views)
+    check_apart([photo, mask or ""], [target, *saved])
     for path in saved:
         check_target(path, force)
 
-    from profusion_cli.augmentation import move_subject, write_images
+    from profusion_cli.augmentation import write_images
     from profusion_cli.images import crop_square
 
     picture = decode(read_source(photo), photo, output)
     found, how, further = find_mask(config, picture, mask, box, output)
     square = crop_square(picture.image, config.base.resolution)
-    moved = move_subject(square, found, config.augment, config.seed)
+    moved = move(square, found, config, output)
     warn_if_random_inpainting(config, output)
     made, origin = fill_backgrounds(moved, config, output)
     record = augment_record(made, config, how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 
 BUNDLE_SUFFIX = ".pfz"
+SAMPLING = (
+    *("negative_prompt", "steps", "width", "height", "sampler", "fusion_steps", "gamma", "gamma_on"),
+    *("subject_prompt", "text_guidance", "fusion_guidance", "fusion_eta", "eta"),
+)
+EVERYWHERE = ("placeholder", "class_word", "device", "dtype", "seed")
 
 
 def display_name(source: str) -> str:
@@ -36,6 +42,22 @@ def check_one_stdin(sources: Sequence[str]) -> None:
         raise UsageError(
             "'-' is given twice, and standard input can be read only once.", "Name the other input's file."
         )
+
+
+def check_apart(sources: Sequence[str], targets: Sequence[str]) -> None:
+    """No output takes the place of an input, or of another output, not even with `--force`.
+
+    Raises:
+        UsageError: one would.
+    """
+    inputs = {os.path.realpath(source) for source in sources if source not in ("", STDIO)}
+    files = [os.path.realpath(target) for target in targets if target != STDIO]
+    folders = {os.path.dirname(path) for path in files}
+    for path in files:
+        if path in inputs:
+            raise UsageError(f"'{path}' is an input, and an output would take its place.", "Choose another name.")
+        if path in folders or files.count(path) > 1:
+            raise UsageError(f"'{path}' is where another output goes.", "Choose another name.")
 
 
 def open_bundle(source: str, kind: str) -> Bundle:
@@ -126,17 +148,31 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Bundles first, then prompts: `-` and names that end in .pfz, or name a file, are bundles.
 
     Raises:
-        UsageError: no bundle.
+        UsageError: no bundle, or one behind a prompt.
     """
-    bundles: list[str] = []
-    for argument in arguments:
-        if argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument):
-            bundles.append(argument)
-        else:
-            break
+
+    def is_bundle(argument: str) -> bool:
+        return argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument)
+
+    bundles = list(takewhile(is_bundle, arguments))
     if not bundles:
         raise UsageError(
             f"'{arguments[0]}' is not a bundle: the subjects (.pfz files, or -) come first, then the prompts.",
             'For example: profusion sample me.pfz "S* in anime style"',
         )
-    return bundles, arguments[len(bundles) :]
+    prompts = arguments[len(bundles) :]
+    if late := next(filter(is_bundle, prompts), None):
+        raise UsageError(
+            f"'{late}' stands behind the prompt '{prompts[0]}'.", "Give the subjects first, then the prompts."
+        )
+    return bundles, prompts
+
+
+def sampling_flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `sample` and `interpolate` share, by the keys of the configuration that they set.
+
+    Args:
+        options: the command's own, by the names of its parameters.
+    """
+    flags = {f"sample.{name}": options[name] for name in SAMPLING} | {name: options[name] for name in EVERYWHERE}
+    return {**flags, "sample.subject_guidance": numbers(options["subject_guidance"], "--subject-guidance")}

@@ -14,10 +14,12 @@ from profusion_cli.commands.augment import (
     decode,
     fill_backgrounds,
     find_mask,
+    move,
     photo_input,
     warn_if_random_inpainting,
 )
 from profusion_cli.commands.common import (
+    check_apart,
     check_one_stdin,
     configure,
     display_name,
@@ -63,8 +65,13 @@ def check_augmentation(config: Config, photos: int, bundles: int, given: dict[st
         UsageError: such an option.
     """
     used = [name for name, is_given in given.items() if is_given]
+    if bundles > 1 and given["--drop"]:
+        raise UsageError(
+            f"--drop counts the pictures of one sheet, and there are {bundles} images bundles.",
+            "Fine-tune on one of them, or leave --drop out.",
+        )
     if bundles:
-        reason, allowed = "with an images bundle, whose pictures are made", ("--drop",) if bundles == 1 else ()
+        reason, allowed = "with an images bundle, whose pictures are made", ("--drop",)
         hint = "Leave it out, or give the photo."
     elif given["--no-augment"]:
         reason, allowed, hint = "with --no-augment", ("--no-augment",), "Leave one of them out."
@@ -187,11 +194,12 @@ def finetune(
         "--no-inpaint": no_inpaint,
     }
     augmented = check_augmentation(config, len(photos) - len(bundles), len(bundles), given)
+    check_apart([*photos, mask or "", promptnet or ""], [target])
     check_target(target, force, as_json)
 
     from PIL import Image
 
-    from profusion_cli.augmentation import kept, move_subject, parse_drop, read_images
+    from profusion_cli.augmentation import kept, parse_drop, read_images
     from profusion_cli.images import crop_square
 
     dropped = parse_drop(drop, config.augment.views) if augmented else []
@@ -218,7 +226,7 @@ def finetune(
     record: dict[str, Any] | None = {"dropped": dropped} if bundles else None
     if augmented:
         found, how, masks = find_mask(config, picture, mask, box, output)
-        moved = move_subject(squares[0], found, config.augment, config.seed)
+        moved = move(squares[0], found, config, output)
         origins += masks
         record = {**augment_record(moved, config, how), "dropped": dropped}
     warn_if_random(config, output)

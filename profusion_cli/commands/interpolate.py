@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from profusion_cli import options
 from profusion_cli.commands.common import (
+    check_apart,
     check_one_stdin,
     configure,
-    numbers,
     open_bundle,
     print_config,
     remembered_config,
+    sampling_flags,
     split_arguments,
     warn_if_random,
 )
@@ -24,6 +25,7 @@ from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import parse_prompt
 
 ANIMATIONS = (".webp", ".gif")
+DEFAULT_FPS = 4.0
 
 
 def interpolate(
@@ -46,11 +48,11 @@ def interpolate(
     ],
     frames: Annotated[int, typer.Option("--frames", min=2, help="Pictures from the first subject to the last.")] = 5,
     fps: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--fps", min=0.1, max=50, help="Frames per second of an animation.", rich_help_panel=options.OUTPUT
+            "--fps", min=0.1, max=50, help="Frames per second of an animation (4).", rich_help_panel=options.OUTPUT
         ),
-    ] = 4.0,
+    ] = None,
     negative_prompt: options.NegativePrompt = None,
     steps: options.SampleSteps = None,
     width: options.Width = None,
@@ -93,6 +95,7 @@ def interpolate(
     """
     from profusion_cli.pictures import (
         check_same_base,
+        check_suffix,
         check_useful,
         class_words_of,
         picture_parameters,
@@ -108,30 +111,14 @@ def interpolate(
             f"There is one subject, '{sources[0]}', and a way leads between two.",
             'For example: profusion interpolate a.pfz b.pfz "S* as an astronaut" -o strip.png',
         )
+    if frames < len(sources):
+        raise UsageError(
+            f"--frames {frames} leaves out some of the {len(sources)} subjects.", "Ask for one frame each at least."
+        )
     if len(texts) != 1:
         raise UsageError(f"There are {len(texts)} prompts, and one is needed.", "Give one prompt, in quotes.")
     bundles = [open_bundle(source, "subject") for source in sources]
-    flags: dict[str, Any] = {
-        "sample.negative_prompt": negative_prompt,
-        "sample.steps": steps,
-        "sample.width": width,
-        "sample.height": height,
-        "sample.sampler": sampler,
-        "sample.fusion_steps": fusion_steps,
-        "sample.gamma": gamma,
-        "sample.gamma_on": gamma_on,
-        "sample.subject_prompt": subject_prompt,
-        "sample.subject_guidance": numbers(subject_guidance, "--subject-guidance"),
-        "sample.text_guidance": text_guidance,
-        "sample.fusion_guidance": fusion_guidance,
-        "sample.fusion_eta": fusion_eta,
-        "sample.eta": eta,
-        "placeholder": placeholder,
-        "class_word": class_word,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-    }
+    flags = sampling_flags(locals())
     config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
     check_useful(config, flags)
     if len(config.sample.subject_guidance) != 1:
@@ -139,6 +126,8 @@ def interpolate(
             f"{len(config.sample.subject_guidance)} guidance scales are given, and the subjects share one here.",
             "Give one number with --subject-guidance.",
         )
+    if config.sample.weights is not None:
+        raise UsageError("sample.weights has no effect here: they shift from frame to frame.", "Leave it out.")
     if dry_run:
         print_config(config)
         return
@@ -150,11 +139,13 @@ def interpolate(
             f"The prompt '{prompt.text}' names the subjects, and here the placeholder stands for each in turn.",
             f"Use the plain placeholder '{config.placeholder}'.",
         )
+    check_suffix(target, (".png", *ANIMATIONS))
     suffix = Path(target).suffix.lower()
+    if fps is not None and suffix not in ANIMATIONS:
+        raise UsageError(f"--fps has no effect on '{target}', which is no animation.", "Leave it out.")
     one_file = target == STDIO or suffix in (".png", *ANIMATIONS)
-    if suffix in (".jpg", ".jpeg", ".mp4", ".avi", ".mov", ".webm"):
-        raise UsageError(f"'{target}' would be a {suffix} file.", "Use a .png, .webp or .gif name, or a folder.")
     paths = [target] if one_file else [str(Path(target) / f"frame-{frame:03d}.png") for frame in range(frames)]
+    check_apart(sources, paths)
     for path in paths:
         check_target(path, force, as_json)
     reference_views = [view for _, view in references(bundles)]
@@ -185,9 +176,10 @@ def interpolate(
                     output.line(paths[frame])
     if one_file:
         if suffix in ANIMATIONS:
-            data = encode_animation(drawn, fps, suffix)
+            data = encode_animation(drawn, DEFAULT_FPS if fps is None else fps, suffix)
         else:
-            whole = strip([reference_views[0], *drawn, reference_views[-1]] if len(reference_views) > 1 else drawn)
+            complete = len(reference_views) == len(bundles)
+            whole = strip([reference_views[0], *drawn, reference_views[-1]] if complete else drawn)
             parameters = picture_parameters(record, config, drawn[0])
             data = encode_png(whole, parameters, {**record, "weights": [list(share) for share in shares]})
         with atomic_output(target, force) as file:

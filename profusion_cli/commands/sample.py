@@ -15,6 +15,7 @@ from profusion_cli.commands.common import (
     open_bundle,
     print_config,
     remembered_config,
+    sampling_flags,
     split_arguments,
     warn_if_random,
 )
@@ -125,28 +126,10 @@ def sample(
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     bundles = [open_bundle(source, "subject") for source in sources]
     flags = {
+        **sampling_flags(locals()),
         "sample.num_images": num_images,
-        "sample.negative_prompt": negative_prompt,
-        "sample.steps": steps,
-        "sample.width": width,
-        "sample.height": height,
         "sample.batch_size": batch_size,
-        "sample.sampler": sampler,
-        "sample.fusion_steps": fusion_steps,
-        "sample.gamma": gamma,
-        "sample.gamma_on": gamma_on,
-        "sample.subject_prompt": subject_prompt,
-        "sample.subject_guidance": numbers(subject_guidance, "--subject-guidance"),
-        "sample.text_guidance": text_guidance,
-        "sample.fusion_guidance": fusion_guidance,
-        "sample.fusion_eta": fusion_eta,
-        "sample.eta": eta,
         "sample.weights": numbers(weights, "--weights"),
-        "placeholder": placeholder,
-        "class_word": class_word,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
     }
     config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
     check_useful(config, flags)

@@ -99,7 +99,7 @@ def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> t
         model.latent_size(size, size)
         pipeline = model.pipeline
         for text in texts:
-            if len(model.tokenizer(text).input_ids) > model.tokenizer.model_max_length:
+            if len(model.tokenizer(text, verbose=False).input_ids) > model.tokenizer.model_max_length:
                 output.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
         starts = range(0, len(images), settings.batch_size)
         with output.progress("Inpainting", len(starts) * settings.steps) as step, quiet_libraries():
