@@ -63,7 +63,7 @@ MaskOption = Annotated[
     typer.Option(
         "--mask",
         metavar="FILE",
-        help="A picture of the photo's size, light on the subject and dark elsewhere.",
+        help="A picture of the photo's size, light on the subject and dark (or transparent) elsewhere.",
         rich_help_panel=AUGMENTATION,
     ),
 ]
