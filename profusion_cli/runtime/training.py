@@ -230,7 +230,7 @@ def fit(
                     if not math.isfinite(value):
                         raise DivergedError(
                             f"Training diverged: the loss at step {step + 1} is {value}; {kept}.",
-                            "Lower --lr, or use --dtype float32.",
+                            "Start anew with a lower --lr, or with --dtype float32.",
                         )
                     grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
                 optimizer.step()
