@@ -54,6 +54,8 @@ class BaseConfig:
     resolution: int = _between(8, 4096, default=512)
     clip_skip: int = _between(0, 12, default=0)
     vision_antialias: bool = False
+    words: tuple[str, ...] = ()
+    """The words that the text encoder was taught, where they are few; others in a prompt are warned of."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class InpaintModel:
 
     id: str | None = "sd2-community/stable-diffusion-2-inpainting"
     revision: str | None = None
+    unet: ComponentConfig = ComponentConfig("unet")
     random: RandomConfig | None = None
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from profusion_cli.errors import ConfigError, UsageError
 
 DEFAULT_PRESET = "sd2"
 PRESET_VARIABLE = "PROFUSION_PRESET"
+SHIPPED = "shipped:"
 BAD_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
@@ -24,6 +25,13 @@ def preset_folder() -> Path:
     package = Path(__file__).parent
     installed = package / "preset_files"
     return installed if installed.is_dir() else package.parent / "presets"
+
+
+def local_path(id: str) -> str:
+    """Where an id would lie on this machine: `shipped:NAME` beside the shipped presets, `~` in the home folder."""
+    if id.startswith(SHIPPED):
+        return str(preset_folder() / id.removeprefix(SHIPPED))
+    return os.path.expanduser(id)
 
 
 def shipped_presets() -> dict[str, Path]:

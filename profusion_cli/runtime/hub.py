@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from profusion_cli.errors import UnavailableError
+from profusion_cli.presets import local_path
 
 DIFFUSERS_WEIGHTS = tuple(
     f"diffusion_pytorch_model{variant}.{kind}" for kind in ("safetensors", "bin") for variant in ("", ".fp16")
@@ -46,7 +47,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        return os.path.isdir(os.path.expanduser(self.id))
+        return os.path.isdir(local_path(self.id))
 
     def __str__(self) -> str:
         return f"{self.id}/{self.subfolder}" if self.subfolder else self.id
@@ -79,7 +80,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _missing(source: Source, what: str) -> UnavailableError:
     if source.is_local:
-        folder = Path(source.id).expanduser() / source.subfolder
+        folder = Path(local_path(source.id)) / source.subfolder
         return UnavailableError(
             f"{what} is not in the folder '{folder}'.",
             f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
@@ -105,7 +106,7 @@ def _missing(source: Source, what: str) -> UnavailableError:
 def _at_hand(source: Source, name: str) -> Path | None:
     """A file in the folder or in the Hub's cache, without asking the network."""
     if source.is_local:
-        path = Path(source.id).expanduser() / source.subfolder / name
+        path = Path(local_path(source.id)) / source.subfolder / name
         return path if path.is_file() else None
     try:
         return _hub_file(source, name, local_files_only=True)

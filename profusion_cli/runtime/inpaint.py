@@ -32,7 +32,7 @@ class InpaintingModel(BaseModel):
     def __init__(self, model: InpaintModel, placement: Placement, resolution: int) -> None:
         random = model.random if model.id is None else None
         name = model.id or f"random weights ({model.random.size})"
-        super().__init__(BaseConfig(name, model.revision, random=random, resolution=resolution), placement)
+        super().__init__(BaseConfig(name, model.revision, model.unet, random=random, resolution=resolution), placement)
 
     def source(self, name: str) -> Source:
         return dataclasses.replace(super().source(name), option=OTHER_WAYS)

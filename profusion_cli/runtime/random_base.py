@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +134,21 @@ def build_random_base(
     write_clip_tokenizer(folder / "tokenizer")
 
 
-def write_clip_tokenizer(folder: Path) -> None:
-    """Write CLIP's tokenizer, from the byte pair merges that open_clip ships, padded as Stable Diffusion 2's."""
+def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int = 77) -> None:
+    """Write CLIP's tokenizer, from the byte pair merges that open_clip ships, padded as Stable Diffusion 2's.
+
+    Args:
+        folder: where to.
+        only: keep the merges that these words need, and no others; all where there are none.
+        max_length: of a prompt, in tokens, start and end included.
+    """
     spec = importlib.util.find_spec("open_clip")
     source = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : 1 + BYTE_LEVEL_MERGES]
+    if only:
+        needed = _merges_of(only, merges)
+        merges = [merge for merge in merges if merge in needed]
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     words = alphabet + [f"{letter}</w>" for letter in alphabet] + ["".join(merge.split()) for merge in merges]
@@ -148,7 +159,7 @@ def write_clip_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     settings = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
+        "model_max_length": max_length,
         "do_lower_case": True,
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
@@ -156,3 +167,19 @@ def write_clip_tokenizer(folder: Path) -> None:
         "pad_token": "!",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _merges_of(words: Sequence[str], merges: Sequence[str]) -> set[str]:
+    """The merges that byte pair encoding of these words makes."""
+    rank = {merge: i for i, merge in enumerate(merges)}
+    used: set[str] = set()
+    for word in words:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            pairs = [f"{one} {two}" for one, two in pairwise(pieces)]
+            best = min(range(len(pairs)), key=lambda i: rank.get(pairs[i], len(rank)))
+            if pairs[best] not in rank:
+                break
+            used.add(pairs[best])
+            pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
+    return used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,6 +159,12 @@ class Sampler:
             for tokens in self.tokens
             if tokens.lost
         ]
+        unknown = self._unknown_words()
+        if unknown:
+            texts.append(
+                f"The base model's text encoder was never taught {', '.join(map(repr, unknown))}, and will not follow "
+                f"{'it' if len(unknown) == 1 else 'them'}. `--dry-run` lists what it knows, as base.words."
+            )
         first, last = self.timesteps[0], self.base.scheduler.config.num_train_timesteps
         if first < LATE_START * last:
             texts.append(
@@ -165,6 +172,14 @@ class Sampler:
                 "are no longer pure noise. Use 10 to 250 steps, or 500."
             )
         return texts
+
+    def _unknown_words(self) -> list[str]:
+        """Words of prompts, class words and negative prompt that the base model does not know."""
+        known = self.base.config.words
+        texts = [piece for tokens in self.tokens for piece in tokens.prompt.pieces if isinstance(piece, str)]
+        texts += [*(subject.class_word for subject in self.subjects), self.settings.negative_prompt]
+        words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
+        return [word for word in words if known and word not in known]
 
     def weigh(self, weights: Sequence[float]) -> None:
         """Give the UNet the weighted mean of the subjects' changes; sampling wants it once at least."""

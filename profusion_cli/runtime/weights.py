@@ -16,6 +16,7 @@ from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
 from profusion_cli.config import PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import STDIO, read_source
+from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import (
     DIFFUSERS_WEIGHTS,
@@ -200,7 +201,7 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
             seed=seed,
         )
         return LoadedPromptNet(promptnet.eval(), {"weights": UNTRAINED, "seed": seed})
-    path = os.path.expanduser(config.weights)
+    path = local_path(config.weights)
     if path == STDIO or os.path.isfile(path):
         data, name = read_source(path), "standard input" if path == STDIO else path
         if not looks_like_bundle(data):
