@@ -7,13 +7,18 @@ import yaml
 
 from profusion_cli.config import build_config, merge, nested
 from profusion_cli.errors import ConfigError, UsageError
-from profusion_cli.presets import read_preset, resolve_config, shipped_presets
+from profusion_cli.presets import local_path, preset_folder, read_preset, resolve_config, shipped_presets
 from tests.conftest import ok, run
 
 
 @pytest.fixture(autouse=True)
 def no_default(monkeypatch):
     monkeypatch.delenv("PROFUSION_PRESET", raising=False)
+
+
+def test_a_shipped_model_lies_beside_the_presets_on_every_machine() -> None:
+    assert local_path("shipped:faceworld") == str(preset_folder() / "faceworld")
+    assert local_path("some/model") == "some/model"
 
 
 def test_shipped_presets_resolve():
@@ -26,10 +31,11 @@ def test_shipped_presets_resolve():
 
 
 def test_one_word_at_the_resolution_of_every_preset():
-    """The pyramid's smallest map is resolution / 64 wide, and S* is one word."""
+    """The pyramid's smallest map is an eighth of the latents, and S* is one word."""
     for name in shipped_presets():
         config = resolve_config(name, None, {})
-        assert config.base.resolution // 64 == config.promptnet.region_kernel_size, name
+        pixels = 4 if name == "faceworld" else 8  # to one of the latents
+        assert config.base.resolution // (8 * pixels) == config.promptnet.region_kernel_size, name
 
 
 def test_the_papers_numbers_are_the_default():

@@ -1,0 +1,96 @@
+"""`python -m profusion_cli.faceworld`: draw faces, rebuild the embedded model, measure it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profusion_cli.console import Output
+from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, Context, identity
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "promptnet")
+
+
+@app.command()
+def draw(
+    seed: Annotated[int, typer.Argument(help="Who: the same number is always the same person.")],
+    target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A PNG.")],
+    split: Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.")] = "test",
+    style: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['style'])}.")] = "photo",
+    place: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['place'])}.")] = "plain",
+    clothes: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['clothes'])}.")] = "shirt",
+    headwear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['headwear'])}.")] = "none",
+    framing: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['framing'])}.")] = "portrait",
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels.")] = 64,
+) -> None:
+    """Draw a face with the renderer: no model is asked."""
+    from profusion_cli.faceworld.drawing import draw_face, random_pose
+
+    context = Context(style, place, clothes, headwear, framing)
+    for name, value in context.attributes().items():
+        if value not in ATTRIBUTES[name]:
+            raise typer.BadParameter(f"'{value}' is none of {', '.join(ATTRIBUTES[name])}.", param_hint=f"--{name}")
+    if split not in SPLITS or not 0 <= seed < len(SPLITS[split]):
+        raise typer.BadParameter(f"No person {seed} in the split '{split}'.")
+    person = SPLITS[split][seed]
+    pose = random_pose(random.Random(f"draw {person}"))
+    draw_face(identity(person), context, pose, size).save(target)
+    Output().line(str(target))
+
+
+@app.command()
+def build(
+    target: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the model.")],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for data and checkpoints (the output's name .work).")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="full, or smoke to see every stage run in a minute.")] = "full",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    only: Annotated[str, typer.Option(help=f"Stages, with commas: {','.join(STAGES)}.")] = ",".join(STAGES),
+) -> None:
+    """Train the whole model from seeds. A stage that is done is passed over; one that was cut off goes on."""
+    from profusion_cli.faceworld.stack import SCALES
+    from profusion_cli.faceworld.stages import Workshop, run_stage
+    from profusion_cli.runtime.backbone import quiet_libraries
+    from profusion_cli.runtime.device import resolve_placement
+
+    wanted = [name.strip() for name in only.split(",")]
+    for name in wanted:
+        if name not in STAGES:
+            raise typer.BadParameter(f"There is no stage '{name}': {', '.join(STAGES)}.", param_hint="--only")
+    if scale not in SCALES:
+        raise typer.BadParameter(f"'{scale}' is none of {', '.join(SCALES)}.", param_hint="--scale")
+    work = work or target.with_name(f"{target.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    where = resolve_placement(device, "auto", training=True).device
+    with quiet_libraries():
+        shop = Workshop(work, target, SCALES[scale], where, Output().note)
+        for name in wanted:
+            run_stage(shop, name)
+    Output().line(str(target))
+
+
+@app.command()
+def judge(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built model.")],
+    people: Annotated[int, typer.Option(min=2, help="How many.")] = 200,
+    split: Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.")] = "test",
+) -> None:
+    """Check the judges on pictures by the renderer, as one JSON object."""
+    from profusion_cli.faceworld.judges import Judges
+    from profusion_cli.faceworld.measure import check_judges
+
+    if split not in SPLITS:
+        raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}.", param_hint="--split")
+    if not (model / "judges").is_dir():
+        raise typer.BadParameter(f"'{model}' holds no judges.", param_hint="DIR")
+    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m profusion_cli.faceworld")

@@ -1,0 +1,66 @@
+"""The pictures that the networks of the face world learn from, drawn once into one array."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from profusion_cli.faceworld.drawing import draw_face, random_pose
+from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
+
+PER_IDENTITY = 4
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture by its number: the same number is always the same picture."""
+
+    who: Identity
+    context: Context
+    person: int
+
+
+def example(number: int, split: str = "train") -> Example:
+    """Who is on picture `number`, and in which context; `PER_IDENTITY` pictures show one person."""
+    person = number // PER_IDENTITY
+    return Example(identity(SPLITS[split][person]), context(random.Random(f"context {split} {number}")), person)
+
+
+def draw_example(number: int, split: str = "train", side: int = 64) -> np.ndarray:
+    """Picture `number` as uint8 of shape (side, side, 3)."""
+    shown = example(number, split)
+    pose = random_pose(random.Random(f"pose {split} {number}"))
+    return np.asarray(draw_face(shown.who, shown.context, pose, side))
+
+
+def _draw_chunk(job: tuple[int, int, str, int]) -> np.ndarray:
+    start, stop, split, side = job
+    return np.stack([draw_example(number, split, side) for number in range(start, stop)])
+
+
+def pictures(work: Path, count: int, side: int, say: Callable[[str], None], split: str = "train") -> np.ndarray:
+    """The first `count` pictures of a split, drawn at the first call, uint8 of shape (count, side, side, 3)."""
+    path = work / f"{split}.npy"
+    if not path.exists():
+        jobs = [(start, min(start + CHUNK, count), split, side) for start in range(0, count, CHUNK)]
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            drawn = np.concatenate(list(pool.map(_draw_chunk, jobs)))
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, drawn)
+        part.replace(path)
+        say(f"Drew {count} pictures.")
+    return np.load(path, mmap_mode="r")
+
+
+def pixels(array: np.ndarray, numbers: torch.Tensor) -> torch.Tensor:
+    """Chosen pictures as float32 of shape (B, 3, side, side), in [0, 1]."""
+    return torch.from_numpy(array[numbers.numpy()]).permute(0, 3, 1, 2).float() / 255
