@@ -143,13 +143,23 @@ def train_vae(shop: Workshop) -> None:
         return loss + KL_WEIGHT * posterior.kl().float().mean()
 
     vae: AutoencoderKL = shop.fit("vae", model, 2.0e-3).run(loss_of)  # type: ignore[assignment]
-    moments = encode(shop, vae)
+    (shop.work / "latents.safetensors").unlink(missing_ok=True)
+    moments = latents(shop, vae)
     sample = moments["mean"].float() + moments["std"].float() * torch.randn(
         moments["std"].shape, generator=torch.Generator().manual_seed(0)
     )
     vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 5))
     save_half(vae, shop.out / "vae")
-    save_file(moments, shop.work / "latents.safetensors")
+
+
+def latents(shop: Workshop, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """What `encode` gives, from the disk where it was called before."""
+    path = shop.work / "latents.safetensors"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        save_file(encode(shop, vae), part)
+        part.replace(path)
+    return load_file(path)
 
 
 @torch.inference_mode()
@@ -175,9 +185,9 @@ def train_unet(shop: Workshop, inpainting: bool = False) -> None:
     tokenizer = make_tokenizer(shop.out / "tokenizer")
     text = CLIPTextModel.from_pretrained(str(shop.out / "text_encoder")).to(shop.device, compute_dtype(shop.device))
     text = text.eval().requires_grad_(False)
-    moments = load_file(shop.work / "latents.safetensors")
-    vae = AutoencoderKL.from_pretrained(str(shop.out / "vae")).to(shop.device, compute_dtype(shop.device))
-    vae = vae.eval().requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(str(shop.out / "vae")).eval().requires_grad_(False)
+    moments = latents(shop, vae)
+    vae = vae.to(shop.device, compute_dtype(shop.device))
     factor = vae.config.scaling_factor
     scheduler = make_scheduler()
     alphas = scheduler.alphas_cumprod
