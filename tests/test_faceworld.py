@@ -22,6 +22,7 @@ from profusion_cli.faceworld.fitting import Fit
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.measure import roc_auc
 from profusion_cli.faceworld.stack import MAX_LENGTH
+from profusion_cli.faceworld.study import ASKED, Score, interval, prompts_of
 from profusion_cli.faceworld.world import Context, identity
 from profusion_cli.runtime.random_base import write_clip_tokenizer
 from tests.conftest import ok
@@ -194,6 +195,47 @@ def test_untrained_judges_are_found_out(built: Path) -> None:
     assert np.mean(list(made["accuracy"].values())) < 0.7 and 0.3 < made["auc"] < 0.8
 
 
+def test_settings_are_measured_side_by_side_and_only_once(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = "augment.views: 2, augment.steps: 2, finetune.steps: 1, sample.steps: 10"
+    cells = tmp_path / "cells.yaml"
+    cells.write_text(
+        f"drawn: {{kind: drawn}}\nbase: {{kind: base, sample.steps: 10}}\nfusion: {{{quick}}}\n"
+        f"plain: {{{quick}, sample.sampler: cfg}}\nfree: {{finetune.steps: 0, sample.steps: 10}}\n"
+        "alone: {augment: false, finetune.steps: 1, sample.steps: 10}\n"
+    )
+    command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
+    command += ["--prompts", "1", "--reconstructions", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| drawn", "| base", "| fusion", "| plain", "| free", "| alone"]
+    assert all(row[1:3] == ["2", "2"] for row in rows)
+    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 24
+    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 6  # fusion and plain share theirs
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("profusion_cli.faceworld.study.Study._judge", refuse)
+    again = CliRunner().invoke(app, command)
+    assert again.stdout == result.stdout
+
+
+def test_an_interval_is_over_people_and_not_over_pictures() -> None:
+    scores = [Score("a", person, "S*", None, float(person), 0.0) for person in (0, 1) for _ in range(50)]
+    mean, low, high = interval(scores, lambda score: score.identity)
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    assert np.isnan(interval(scores, lambda score: score.adherence)[0])
+
+
+def test_few_people_with_few_prompts_cover_all_prompts() -> None:
+    assert {prompt for person in range(4) for prompt in prompts_of(person, 3)} == set(ASKED)
+    for asked in ASKED.values():
+        assert all(value in CLASSES[name] for name, value in asked.items())
+
+
 def test_a_build_that_is_done_does_nothing(built: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     result = CliRunner().invoke(app, ["build", "-o", str(built), "--scale", "smoke"])
@@ -208,6 +250,9 @@ def test_a_build_that_is_done_does_nothing(built: Path) -> None:
         ("draw", "100000", "-o", "x.png"),
         ("draw", "5", "-o", "x.png", "--split", "nobody"),
         ("judge", "nowhere"),
+        ("measure", "nowhere.yaml", "-o", "x"),
+        ("measure", "nowhere.yaml", "-o", "x", "--split", "nobody"),
+        ("measure", "nowhere.yaml", "-o", "x", "--model", "nowhere"),
         ("build", "-o", "x", "--only", "dreams"),
         ("build", "-o", "x", "--scale", "huge"),
     ],

@@ -15,11 +15,26 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "promptnet")
 
 
+def _check_split(value: str) -> str:
+    if value not in SPLITS:
+        raise typer.BadParameter(f"'{value}' is none of {', '.join(SPLITS)}.")
+    return value
+
+
+def _check_model(value: Path | None) -> Path | None:
+    if value is not None and not (value / "judges").is_dir():
+        raise typer.BadParameter(f"'{value}' holds no judges.")
+    return value
+
+
+Split = Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.", callback=_check_split)]
+
+
 @app.command()
 def draw(
     seed: Annotated[int, typer.Argument(help="Who: the same number is always the same person.")],
     target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A PNG.")],
-    split: Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.")] = "test",
+    split: Split = "test",
     style: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['style'])}.")] = "photo",
     place: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['place'])}.")] = "plain",
     clothes: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['clothes'])}.")] = "shirt",
@@ -34,7 +49,7 @@ def draw(
     for name, value in context.attributes().items():
         if value not in ATTRIBUTES[name]:
             raise typer.BadParameter(f"'{value}' is none of {', '.join(ATTRIBUTES[name])}.", param_hint=f"--{name}")
-    if split not in SPLITS or not 0 <= seed < len(SPLITS[split]):
+    if not 0 <= seed < len(SPLITS[split]):
         raise typer.BadParameter(f"No person {seed} in the split '{split}'.")
     person = SPLITS[split][seed]
     pose = random_pose(random.Random(f"draw {person}"))
@@ -77,19 +92,58 @@ def build(
 
 @app.command()
 def judge(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built model.")],
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built model.", callback=_check_model)],
     people: Annotated[int, typer.Option(min=2, help="How many.")] = 200,
-    split: Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.")] = "test",
+    split: Split = "test",
 ) -> None:
     """Check the judges on pictures by the renderer, as one JSON object."""
     from profusion_cli.faceworld.judges import Judges
     from profusion_cli.faceworld.measure import check_judges
 
-    if split not in SPLITS:
-        raise typer.BadParameter(f"'{split}' is none of {', '.join(SPLITS)}.", param_hint="--split")
-    if not (model / "judges").is_dir():
-        raise typer.BadParameter(f"'{model}' holds no judges.", param_hint="DIR")
     Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
+
+
+@app.command()
+def measure(
+    cells: Annotated[Path, typer.Argument(metavar="CELLS", help="YAML: settings side by side, by name.")],
+    work: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of scores, bundles, pictures.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a built model instead of the shipped one.", callback=_check_model),
+    ] = None,
+    split: Split = "validation",
+    people: Annotated[int, typer.Option(min=2, max=1000, help="How many.")] = 24,
+    prompts: Annotated[int, typer.Option(min=1, max=12, help="How many of the 12 prompts each person gets.")] = 12,
+    pictures: Annotated[int, typer.Option(min=1, max=100, help="Of each prompt.")] = 1,
+    reconstructions: Annotated[int, typer.Option(min=0, max=100, help='Pictures of "a photo of S*" each.')] = 2,
+    dtype: Annotated[str, typer.Option(help="Precision of sampling.")] = "auto",
+) -> None:
+    """Draw people under each setting, have the pictures judged, and print a table; scored ones are not drawn again.
+
+    A setting is a mapping of configuration keys, such as {sample.gamma: 0.1}, and of two more: augment (false: train on
+    the photo alone) and kind (base: the model without S*; drawn: the renderer itself).
+    """
+    import yaml
+
+    from profusion_cli.faceworld.study import KINDS, Cell, Study, summary, table
+    from profusion_cli.runtime.backbone import quiet_libraries
+
+    try:
+        listed = yaml.safe_load(cells.read_text(encoding="utf-8"))
+        wanted = [
+            Cell(str(name), values.pop("kind", "subject"), values.pop("augment", True), values)
+            for name, values in listed.items()
+        ]
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"'{cells}' does not hold settings by name: {error}", param_hint="CELLS") from None
+    for cell in wanted:
+        if cell.kind not in KINDS:
+            raise typer.BadParameter(f"{cell.name}: kind '{cell.kind}' is none of {', '.join(KINDS)}.")
+    output = Output()
+    with quiet_libraries():
+        study = Study(work, model, split, people, prompts, pictures, reconstructions, dtype, output.note)
+        scores = study.run(wanted)
+    output.line(table(summary(scores)))
 
 
 if __name__ == "__main__":

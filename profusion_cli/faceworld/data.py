@@ -14,6 +14,7 @@ import torch
 
 from profusion_cli.faceworld.drawing import draw_face, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
+from profusion_cli.files import atomic_output
 
 PER_IDENTITY = 4
 CHUNK = 500
@@ -41,26 +42,29 @@ def draw_example(number: int, split: str = "train", side: int = 64) -> np.ndarra
     return np.asarray(draw_face(shown.who, shown.context, pose, side))
 
 
-def _draw_chunk(job: tuple[int, int, str, int]) -> np.ndarray:
-    start, stop, split, side = job
-    return np.stack([draw_example(number, split, side) for number in range(start, stop)])
+def _draw_chunk(job: tuple[int, int, int]) -> np.ndarray:
+    start, stop, side = job
+    return np.stack([draw_example(number, side=side) for number in range(start, stop)])
 
 
-def pictures(work: Path, count: int, side: int, say: Callable[[str], None], split: str = "train") -> np.ndarray:
-    """The first `count` pictures of a split, drawn at the first call, uint8 of shape (count, side, side, 3)."""
-    path = work / f"{split}.npy"
+def pictures(work: Path, count: int, side: int, say: Callable[[str], None]) -> np.ndarray:
+    """The first `count` training pictures, drawn at the first call, uint8 of shape (count, side, side, 3)."""
+    path = work / "train.npy"
     if not path.exists():
-        jobs = [(start, min(start + CHUNK, count), split, side) for start in range(0, count, CHUNK)]
+        jobs = [(start, min(start + CHUNK, count), side) for start in range(0, count, CHUNK)]
         with ProcessPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
             drawn = np.concatenate(list(pool.map(_draw_chunk, jobs)))
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with atomic_output(path) as file:
             np.save(file, drawn)
-        part.replace(path)
         say(f"Drew {count} pictures.")
     return np.load(path, mmap_mode="r")
 
 
 def pixels(array: np.ndarray, numbers: torch.Tensor) -> torch.Tensor:
     """Chosen pictures as float32 of shape (B, 3, side, side), in [0, 1]."""
-    return torch.from_numpy(array[numbers.numpy()]).permute(0, 3, 1, 2).float() / 255
+    return to_pixels(array[numbers.numpy()])
+
+
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 of shape (B, side, side, 3) as float32 of shape (B, 3, side, side), in [0, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
+
+from profusion_cli.files import atomic_output
 
 AVERAGE_DECAY = 0.999
 WARMUP = 0.02
@@ -136,9 +138,8 @@ class Fit:
         for key, state in self._state().items():
             named = {"master": self.master[key], "average": self.average[key], **state}
             tensors |= {f"{kind}:{key}": value.cpu().contiguous() for kind, value in named.items()}
-        part = self.path.with_suffix(".part")
-        save_file(tensors, part)
-        part.replace(self.path)
+        with atomic_output(self.path, force=True) as file:
+            file.write(save(tensors))
 
     def _resume(self) -> None:
         owner = {id(value): optimizer for optimizer in self.optimizers for value in optimizer.param_groups[0]["params"]}

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from profusion_cli.faceworld.data import to_pixels
 from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
 
 CLASSES: dict[str, tuple[str, ...]] = {**ATTRIBUTES, **TRAITS}
@@ -109,5 +110,4 @@ def _load(cls: type, path: Path) -> nn.Module:
 
 
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    array = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
+    return to_pixels(np.stack([np.asarray(image.convert("RGB")) for image in images]))

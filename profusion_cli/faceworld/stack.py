@@ -56,7 +56,7 @@ FULL = Scale(
     steps={
         "clip": 600,
         "vae": 3200,
-        "unet": 5600,
+        "unet": 4200,
         "inpaint": 2500,
         "promptnet": 3000,
         "attributes": 1500,
@@ -178,5 +178,15 @@ def save_half(model: Any, folder: Path) -> None:
     model.float()
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def save_index(folder: Path) -> None:
+    """`model_index.json`, by which diffusers' pipelines open the folder."""
+    parts = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **{key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")},
+    }
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

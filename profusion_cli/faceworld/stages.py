@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 
 from profusion_cli.faceworld import data
@@ -31,9 +31,12 @@ from profusion_cli.faceworld.stack import (
     make_unet,
     make_vae,
     save_half,
+    save_index,
     token_ids,
 )
 from profusion_cli.faceworld.world import SPLITS, Context, identity
+from profusion_cli.files import atomic_output
+from profusion_cli.runtime.backbone import clip_pixels
 from profusion_cli.runtime.schedule import add_noise
 
 KL_WEIGHT = 1.0e-6
@@ -95,7 +98,8 @@ def train_clip(shop: Workshop) -> None:
         numbers = shop.choose("clip", generator)
         texts = captions_of(numbers, random.Random(f"clip {step}"), traits=step % 2 == 0)
         ids = token_ids(tokenizer, texts).to(shop.device)
-        images = shop.to_device(normalised(data.pixels(shop.pictures, numbers)))
+        pixels = data.pixels(shop.pictures, numbers)
+        images = shop.to_device(clip_pixels(pixels, shop.scale.side, antialias=False))
         image = F.normalize(model.get_image_features(pixel_values=images).pooler_output.float(), dim=-1)
         text = F.normalize(model.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
         logits = model.logit_scale.float().exp().clamp(max=50) * image @ text.T
@@ -115,13 +119,6 @@ def train_clip(shop: Workshop) -> None:
     prefix = "vision_model." if next(iter(vision.state_dict())).startswith("vision_model.") else ""
     vision.load_state_dict({f"{prefix}{key}": value for key, value in trained.vision_model.state_dict().items()})
     save_half(vision, shop.out / "vision")
-
-
-def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in [0, 1] as CLIP takes them."""
-    from profusion_cli.runtime.backbone import CLIP_MEAN, CLIP_STD
-
-    return (pixels - torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)) / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
 
 
 def train_vae(shop: Workshop) -> None:
@@ -156,9 +153,9 @@ def latents(shop: Workshop, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     """What `encode` gives, from the disk where it was called before."""
     path = shop.work / "latents.safetensors"
     if not path.exists():
-        part = path.with_suffix(".part")
-        save_file(encode(shop, vae), part)
-        part.replace(path)
+        made = save(encode(shop, vae))
+        with atomic_output(path) as file:
+            file.write(made)
     return load_file(path)
 
 
@@ -225,6 +222,7 @@ def train_unet(shop: Workshop, inpainting: bool = False) -> None:
     unet = shop.fit(name, model, 1.0e-3).run(loss_of)
     save_half(unet, shop.out / ("inpainting" if inpainting else "unet"))
     scheduler.save_pretrained(shop.out / "scheduler")
+    save_index(shop.out)
 
 
 def draw_portraits(shop: Workshop) -> Path:
