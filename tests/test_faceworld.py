@@ -89,7 +89,7 @@ def test_captions_use_the_vocabulary_alone_and_say_what_is_asked_for() -> None:
     words, rng = set(vocabulary()), random.Random(0)
     seen = set()
     for seed in range(3000):
-        text = caption(identity(seed), world.context(rng), rng)
+        text = caption(identity(seed), world.context(rng), rng, rng.randint(0, 6))
         used = set(re.findall(r"[a-z]+", text))
         assert used <= words, used - words
         assert "  " not in text
@@ -119,7 +119,7 @@ def test_the_reduced_tokenizer_cuts_its_words_as_the_whole_one_does(tmp_path: Pa
     assert len(small) < 1000 < len(whole)
     rng = random.Random(2)
     for seed in range(50):
-        text = caption(identity(seed), world.context(rng), rng)
+        text = caption(identity(seed), world.context(rng), rng, rng.randint(0, 6))
         assert small.tokenize(text) == whole.tokenize(text)
     assert small("zebra!").input_ids[0] == small.bos_token_id
 

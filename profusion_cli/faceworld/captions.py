@@ -73,17 +73,15 @@ def trait_phrases(who: Identity, rng: random.Random) -> list[str]:
     return phrases
 
 
-def caption(who: Identity, context: Context, rng: random.Random, traits: int | None = None) -> str:
+def caption(who: Identity, context: Context, rng: random.Random, traits: int) -> str:
     """One caption.
 
     Args:
         who: the person.
         context: all of it that differs from the everyday is said.
         rng: chooses words and their order.
-        traits: how many traits of the person are named; None: a random number, often none.
+        traits: how many traits of the person are named.
     """
-    if traits is None:
-        traits = rng.choice((0, 0, 0, 1, 2, 3, 4))
     person = " ".join([rng.choice(PEOPLE), *_listed(trait_phrases(who, rng)[:traits])])
     parts = [rng.choice(PLACES[context.place])] if context.place != "plain" or rng.random() < 0.1 else []
     parts += [rng.choice(CLOTHES[context.clothes])] if context.clothes != "shirt" else []

@@ -56,7 +56,7 @@ FULL = Scale(
     steps={
         "clip": 600,
         "vae": 3200,
-        "unet": 4200,
+        "unet": 5200,
         "inpaint": 2500,
         "promptnet": 3000,
         "attributes": 1500,

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,9 @@ from profusion_cli.runtime.schedule import add_noise
 KL_WEIGHT = 1.0e-6
 MIN_SNR_GAMMA = 5.0
 CAPTION_DROPOUT = 0.1
+FEW_TRAITS = (0, 0, 0, 1, 2, 3, 4)
+MANY_TRAITS = (0, 0, 2, 3, 4, 5)
+"""How many traits captions name: the UNet learns them much later than it learns styles, places and clothes."""
 
 
 @dataclass
@@ -79,13 +82,10 @@ class Workshop:
         return tensor.to(self.device, compute_dtype(self.device)).contiguous(memory_format=layout)
 
 
-def captions_of(numbers: torch.Tensor, rng: random.Random, traits: bool = False) -> list[str]:
-    """Fresh captions of pictures; `traits`: each names several traits of the person."""
-    texts = []
-    for number in numbers.tolist():
-        shown = data.example(number)
-        texts.append(caption(shown.who, shown.context, rng, rng.randint(2, 6) if traits else None))
-    return texts
+def captions_of(numbers: torch.Tensor, rng: random.Random, traits: Sequence[int]) -> list[str]:
+    """Fresh captions of pictures; each names so many traits of the person as is drawn from `traits`."""
+    shown = [data.example(number) for number in numbers.tolist()]
+    return [caption(one.who, one.context, rng, rng.choice(traits)) for one in shown]
 
 
 def train_clip(shop: Workshop) -> None:
@@ -96,7 +96,7 @@ def train_clip(shop: Workshop) -> None:
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers = shop.choose("clip", generator)
-        texts = captions_of(numbers, random.Random(f"clip {step}"), traits=step % 2 == 0)
+        texts = captions_of(numbers, random.Random(f"clip {step}"), (2, 3, 4, 5, 6) if step % 2 == 0 else FEW_TRAITS)
         ids = token_ids(tokenizer, texts).to(shop.device)
         pixels = data.pixels(shop.pictures, numbers)
         images = shop.to_device(clip_pixels(pixels, shop.scale.side, antialias=False))
@@ -193,7 +193,8 @@ def train_unet(shop: Workshop, inpainting: bool = False) -> None:
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers = shop.choose(name, generator)
         rng = random.Random(f"{name} {step}")
-        texts = ["" if rng.random() < CAPTION_DROPOUT else one for one in captions_of(numbers, rng)]
+        captions = captions_of(numbers, rng, FEW_TRAITS if inpainting else MANY_TRAITS)
+        texts = ["" if rng.random() < CAPTION_DROPOUT else one for one in captions]
         ids = token_ids(tokenizer, texts)
         with torch.no_grad():
             states = text(input_ids=ids.to(shop.device)).last_hidden_state

@@ -52,6 +52,7 @@ from profusion_cli.runtime.training import (
     Batch,
     Step,
     TrainingObjective,
+    choose_attention,
     concept_tokens,
     fit,
     make_accelerator,
@@ -337,6 +338,7 @@ class Trainer:
         if own.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             self.promptnet.enable_gradient_checkpointing()
+        choose_attention(placement, self.promptnet, self.unet)
         self.unet.train()
         self.promptnet.train()
         self.average: Average | None = None

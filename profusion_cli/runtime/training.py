@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 from profusion_cli.config import FinetuneConfig
@@ -148,6 +149,13 @@ def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: st
     return chosen
 
 
+def choose_attention(placement: Placement, *models: nn.Module) -> None:
+    """Diffusers' plain attention where torch's fused one is slow: backwards, in bfloat16 on a CPU."""
+    if placement.device.type == "cpu" and placement.autocast == "bf16":
+        for attention in (module for model in models for module in model.modules() if isinstance(module, Attention)):
+            attention.set_processor(AttnProcessor())
+
+
 def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
     """An accelerator on the device and in the precision of the placement."""
     if placement.device.index is not None:
@@ -283,6 +291,7 @@ def finetune(
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         promptnet.enable_gradient_checkpointing()
+    choose_attention(placement, promptnet, unet)
     unet.train()
     promptnet.train()
     alphas_cumprod = scheduler.alphas_cumprod.to(placement.device)
