@@ -116,7 +116,7 @@ def measure(
     prompts: Annotated[int, typer.Option(min=1, max=12, help="How many of the 12 prompts each person gets.")] = 12,
     pictures: Annotated[int, typer.Option(min=1, max=100, help="Of each prompt.")] = 1,
     reconstructions: Annotated[int, typer.Option(min=0, max=100, help='Pictures of "a photo of S*" each.')] = 2,
-    dtype: Annotated[str, typer.Option(help="Precision of sampling.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Draw people under each setting, have the pictures judged, and print a table; scored ones are not drawn again.
 

@@ -58,7 +58,7 @@ FULL = Scale(
         "vae": 3200,
         "unet": 5200,
         "inpaint": 2500,
-        "promptnet": 3000,
+        "promptnet": 2500,
         "attributes": 1500,
         "identities": 700,
     },

@@ -250,6 +250,7 @@ def train_promptnet(shop: Workshop) -> None:
     arguments = [
         *("pretrain", str(listing), "-o", str(target), "--work", str(work), "--preset", "faceworld"),
         *("--base-model", str(shop.out), "--cache", str(shop.work / "cache"), "--device", str(shop.device)),
+        *("--dtype", str(compute_dtype(shop.device)).removeprefix("torch.")),
         *("--steps", str(shop.scale.steps[name]), "--batch-size", str(shop.scale.batch[name]), "--force"),
     ]
     if any(work.glob("checkpoint-*")):

@@ -172,7 +172,7 @@ class Study:
         prompts: how many of the prompts each person gets.
         pictures: of each prompt.
         reconstructions: pictures of "a photo of S*" of each person.
-        dtype: precision of sampling; fine-tuning takes the preset's.
+        dtype: precision of everything.
         say: told how it goes.
     """
 
@@ -215,7 +215,7 @@ class Study:
                 wanted = [cell for cell in cells if (cell.name, person) not in done]
                 for group in _grouped(wanted):
                     base.release("unet")  # the last subject's changes are in it
-                    bundle = self._bundle(person, group[0]) if group[0].kind == SUBJECT else None
+                    bundle = self.bundle(person, group[0]) if group[0].kind == SUBJECT else None
                     studio = Studio(base, bundle, self.config) if bundle else None
                     for cell in group:
                         scores = list(self._judge(cell, person, studio))
@@ -244,11 +244,12 @@ class Study:
             target.parent.mkdir(exist_ok=True)
             given = [f"--set={key}={json.dumps(value)}" for key, value in {**self.model, **settings}.items()]
             arguments = [command, str(source), "-o", str(target), "--preset", "faceworld", "-q", *given, *flags]
+            arguments += ["--dtype", self.config.dtype]
             with redirect_stdout(sys.stderr):  # standard output is the table's
                 profusion(arguments, standalone_mode=False)
         return target
 
-    def _bundle(self, person: int, cell: Cell) -> Path:
+    def bundle(self, person: int, cell: Cell) -> Path:
         """The subject bundle of a person."""
         settings, source, flags = cell.tuning, self._photo(person), []
         if settings.get("finetune.steps") != 0:

@@ -1,0 +1,93 @@
+"""What the method is for, on the shipped weights of the face world.
+
+The margins leave room for the spread that was measured over other people (presets/faceworld/README.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from profusion_cli.faceworld.__main__ import app
+from profusion_cli.faceworld.judges import Judges
+from profusion_cli.faceworld.study import ASKED, Cell, Score, Study, reference_photo
+from profusion_cli.faceworld.world import SPLITS
+from profusion_cli.presets import preset_folder
+from tests.conftest import ok
+
+PEOPLE, PROMPTS = 3, 4
+MODEL = preset_folder() / "faceworld"
+CELLS = {
+    cell.name: cell
+    for cell in (
+        Cell("fusion"),
+        Cell("plain", settings={"sample.sampler": "cfg", "sample.subject_guidance": 3.0}),
+        Cell("only", settings={"sample.sampler": "fusion-only"}),
+        Cell("only, gamma 0", settings={"sample.sampler": "fusion-only", "sample.gamma": 0.0}),
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Three people whom no network was trained on, fine-tuned by the ordinary commands."""
+    work = tmp_path_factory.mktemp("study")
+    return Study(work, None, "test", PEOPLE, PROMPTS, 1, 0, "float32", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def scores(study: Study) -> dict[str, list[Score]]:
+    made = study.run(list(CELLS.values()))
+    return {name: [score for score in made if score.cell == name] for name in CELLS}
+
+
+def adherence(scores: list[Score]) -> float:
+    return float(np.mean([score.adherence for score in scores]))
+
+
+def similarity(scores: list[Score]) -> float:
+    return float(np.mean([score.identity for score in scores]))
+
+
+def test_the_prompts_of_the_test_ask_for_different_things(scores: dict[str, list[Score]]) -> None:
+    assert {score.prompt for score in scores["fusion"]} == set(ASKED)
+
+
+def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores: dict[str, list[Score]]) -> None:
+    assert similarity(scores["plain"]) < similarity(scores["fusion"]) + 0.1
+    assert adherence(scores["fusion"]) > adherence(scores["plain"]) + 0.15
+    assert adherence(scores["fusion"]) > 0.8
+
+
+def test_pictures_are_of_the_subject_and_of_nobody_else(scores: dict[str, list[Score]]) -> None:
+    others = np.mean([score.other for score in scores["fusion"]])
+    assert similarity(scores["fusion"]) > others + 0.25
+
+
+def test_without_gamma_the_fusion_stage_draws_somebody(scores: dict[str, list[Score]]) -> None:
+    assert similarity(scores["only, gamma 0"]) < similarity(scores["only"]) - 0.1
+
+
+def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Study, tmp_path: Path) -> None:
+    bundles = [study.bundle(person, CELLS["fusion"]) for person in (0, 1)]
+    ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5)
+    frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
+    judges = Judges(MODEL / "judges")
+    photos = judges.embeddings([reference_photo(SPLITS["test"][person]) for person in (0, 1)])
+    towards = judges.embeddings(frames) @ (photos[1] - photos[0])
+    assert len(towards) == 5
+    assert towards[0] < -0.2 and towards[-1] > 0.2
+    assert (towards.diff() > -0.1).all(), towards
+
+
+def test_the_shipped_faces_are_those_that_the_command_draws(tmp_path: Path) -> None:
+    faces = sorted((MODEL / "faces").glob("*.png"))
+    assert len(faces) == 6
+    for face in faces:
+        result = CliRunner().invoke(app, ["draw", face.stem, "-o", str(tmp_path / face.name)])
+        assert result.exit_code == 0, result.output
+        assert np.array_equal(np.asarray(Image.open(face)), np.asarray(Image.open(tmp_path / face.name)))
