@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from profusion_cli.faceworld import data, world
 from profusion_cli.faceworld.__main__ import STAGES, app
 from profusion_cli.faceworld.captions import caption, vocabulary
-from profusion_cli.faceworld.drawing import Pose, draw_face, random_pose
+from profusion_cli.faceworld.drawing import Pose, draw_face, head_mask, random_pose
 from profusion_cli.faceworld.fitting import Fit
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.measure import roc_auc
 from profusion_cli.faceworld.stack import MAX_LENGTH
+from profusion_cli.faceworld.stages import random_holes
 from profusion_cli.faceworld.study import ASKED, Score, interval, prompts_of
 from profusion_cli.faceworld.world import Context, identity
 from profusion_cli.runtime.random_base import write_clip_tokenizer
@@ -63,6 +64,26 @@ def test_a_person_is_recognised_in_every_style(style: str) -> None:
     others = [face(seed, Pose(smile=0.9, turn=0.008), style=style) for seed in range(12)]
     nearest = [min(range(12), key=lambda j: difference(one, drawings[j])) for one in others]
     assert sum(i == j for i, j in enumerate(nearest)) >= 11
+
+
+@pytest.mark.parametrize("pose", [Pose(), Pose(x=0.04, tilt=7, size=1.06)])
+def test_the_mask_of_a_head_holds_the_head_and_nothing_of_what_lies_around(pose: Pose) -> None:
+    """The place and the clothes change nothing deep in the mask; nearly all that does not change lies in it."""
+    pictures = [face(5, pose, place=place, clothes=clothes) for place, clothes in (("snow", "suit"), ("city", "plain"))]
+    changed = np.abs(pictures[0] - pictures[1]).max(2) > 0
+    mask = head_mask(identity(5), Context(), pose)
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    assert 0.1 < mask.mean() < 0.5 and not changed[inner].any()
+    assert mask[~changed].mean() > 0.8
+
+
+def test_most_holes_leave_the_head_whole() -> None:
+    numbers = torch.arange(60)
+    holes = random_holes(numbers, 64, random.Random(0))[:, 0].numpy()
+    heads = np.stack([data.head_of(number) for number in range(60)])
+    whole = sum(np.array_equal(hole == 0, head) for hole, head in zip(holes, heads, strict=True))
+    assert 24 <= whole <= 48
 
 
 def test_pictures_are_of_the_size_asked_for() -> None:
@@ -204,16 +225,17 @@ def test_settings_are_measured_side_by_side_and_only_once(
         f"drawn: {{kind: drawn}}\nbase: {{kind: base, sample.steps: 10}}\nfusion: {{{quick}}}\n"
         f"plain: {{{quick}, sample.sampler: cfg}}\nfree: {{finetune.steps: 0, sample.steps: 10}}\n"
         "alone: {augment: false, finetune.steps: 1, sample.steps: 10}\n"
+        f"blank: {{{quick}, augment.inpaint: false}}\n"
     )
     command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
     command += ["--prompts", "1", "--reconstructions", "1"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == ["| drawn", "| base", "| fusion", "| plain", "| free", "| alone"]
+    assert [row[0] for row in rows] == ["| drawn", "| base", "| fusion", "| plain", "| free", "| alone", "| blank"]
     assert all(row[1:3] == ["2", "2"] for row in rows)
-    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 24
-    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 6  # fusion and plain share theirs
+    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 28
+    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 8  # fusion and plain share theirs
 
     def refuse(*_: object) -> None:
         raise AssertionError("drawn again")
@@ -221,6 +243,14 @@ def test_settings_are_measured_side_by_side_and_only_once(
     monkeypatch.setattr("profusion_cli.faceworld.study.Study._judge", refuse)
     again = CliRunner().invoke(app, command)
     assert again.stdout == result.stdout
+
+
+def test_a_setting_that_a_command_refuses_stops_the_measurement(built: Path, tmp_path: Path) -> None:
+    cells = tmp_path / "cells.yaml"
+    cells.write_text("wrong: {augment.inpaint: false, augment.views: 0}\n")
+    command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 3 and "augment.views" in result.output
 
 
 def test_an_interval_is_over_people_and_not_over_pictures() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from profusion_cli.faceworld.drawing import draw_face, random_pose
+from profusion_cli.faceworld.drawing import Pose, draw_face, head_mask, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
 from profusion_cli.files import atomic_output
 
@@ -38,8 +38,17 @@ def example(number: int, split: str = "train") -> Example:
 def draw_example(number: int, split: str = "train", side: int = 64) -> np.ndarray:
     """Picture `number` as uint8 of shape (side, side, 3)."""
     shown = example(number, split)
-    pose = random_pose(random.Random(f"pose {split} {number}"))
-    return np.asarray(draw_face(shown.who, shown.context, pose, side))
+    return np.asarray(draw_face(shown.who, shown.context, _pose(number, split), side))
+
+
+def head_of(number: int, split: str = "train", side: int = 64) -> np.ndarray:
+    """Where the head is on picture `number`, boolean, shape (side, side)."""
+    shown = example(number, split)
+    return head_mask(shown.who, shown.context, _pose(number, split), side)
+
+
+def _pose(number: int, split: str) -> Pose:
+    return random_pose(random.Random(f"pose {split} {number}"))
 
 
 def _draw_chunk(job: tuple[int, int, int]) -> np.ndarray:

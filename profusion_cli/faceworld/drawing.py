@@ -24,6 +24,7 @@ from profusion_cli.faceworld.world import (
 
 OVERSAMPLING = 3
 INK: Colour = (30, 26, 30)
+NOWHERE: Colour = (255, 0, 255)
 PIXEL_ART_SIDE = 22
 
 
@@ -89,13 +90,26 @@ def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Im
     rng = random.Random(pose.seed)
     canvas = _Canvas(side * OVERSAMPLING, context.style)
     _draw_place(canvas, context, pose, rng)
+    _stand(canvas, who, context, pose).draw()
+    image = canvas.image.reduce(OVERSAMPLING)
+    return _finish(image, context.style, pose, side)
+
+
+def head_mask(who: Identity, context: Context, pose: Pose, side: int = 64) -> np.ndarray:
+    """Where the head of `draw_face` is, with hair and headwear: boolean, shape (side, side)."""
+    canvas = _Canvas(side * OVERSAMPLING, context.style)
+    _rectangle(canvas, 0, 0, 1, 1, NOWHERE)
+    _stand(canvas, who, context, pose).draw(body=False)
+    drawn = (np.asarray(canvas.image) != NOWHERE).any(2)
+    return drawn.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean((1, 3)) >= 0.5
+
+
+def _stand(canvas: _Canvas, who: Identity, context: Context, pose: Pose) -> _Person:
+    """The person at their place in the picture."""
     zoom = {"portrait": 0.95, "close-up": 1.28, "half-length": 0.68}[context.framing] * pose.size
     drop = {"portrait": 0.0, "close-up": 0.04, "half-length": -0.07}[context.framing]
     canvas.place(0.5 + pose.x, 0.49 + drop + pose.y, zoom, pose.tilt)
-    person = _Person(canvas, who, context, pose)
-    person.draw()
-    image = canvas.image.reduce(OVERSAMPLING)
-    return _finish(image, context.style, pose, side)
+    return _Person(canvas, who, context, pose)
 
 
 class _Canvas:
@@ -263,9 +277,10 @@ class _Person:
         self.anime = context.style == "anime"
         self.dx = pose.turn
 
-    def draw(self) -> None:
+    def draw(self, body: bool = True) -> None:
         self._hair_behind()
-        self._body()
+        if body:
+            self._body()
         self._ears()
         self.canvas.polygon(_ellipse(0, 0, self.rx, self.ry, 36, self.power), self.skin)
         self._cheeks()

@@ -244,9 +244,12 @@ class Study:
             target.parent.mkdir(exist_ok=True)
             given = [f"--set={key}={json.dumps(value)}" for key, value in {**self.model, **settings}.items()]
             arguments = [command, str(source), "-o", str(target), "--preset", "faceworld", "-q", *given, *flags]
-            arguments += ["--dtype", self.config.dtype]
+            if settings.get("augment.inpaint", True) or command != "augment":
+                arguments += ["--dtype", self.config.dtype]
             with redirect_stdout(sys.stderr):  # standard output is the table's
-                profusion(arguments, standalone_mode=False)
+                code = profusion(arguments, standalone_mode=False)
+            if code:  # it said what is wrong
+                sys.exit(code)
         return target
 
     def bundle(self, person: int, cell: Cell) -> Path:
