@@ -31,11 +31,11 @@ def test_shipped_presets_resolve():
 
 
 def test_one_word_at_the_resolution_of_every_preset():
-    """The pyramid's smallest map is an eighth of the latents, and S* is one word; four in the face world."""
+    """The pyramid's smallest map is an eighth of the latents, and S* is one word."""
     for name in shipped_presets():
         config = resolve_config(name, None, {})
-        pixels, side = (4, 2) if name == "faceworld" else (8, 1)  # to one of the latents; words in a row
-        assert config.base.resolution // (8 * pixels) == config.promptnet.region_kernel_size * side, name
+        pixels = 4 if name == "faceworld" else 8  # to one of the latents
+        assert config.base.resolution // (8 * pixels) == config.promptnet.region_kernel_size, name
 
 
 def test_the_papers_numbers_are_the_default():

@@ -113,7 +113,7 @@ def measure(
     ] = None,
     split: Split = "validation",
     people: Annotated[int, typer.Option(min=2, max=1000, help="How many.")] = 24,
-    prompts: Annotated[int, typer.Option(min=1, max=12, help="How many of the 12 prompts each person gets.")] = 12,
+    prompts: Annotated[int, typer.Option(min=1, max=14, help="How many of the 14 prompts each person gets.")] = 14,
     pictures: Annotated[int, typer.Option(min=1, max=100, help="Of each prompt.")] = 1,
     reconstructions: Annotated[int, typer.Option(min=0, max=100, help='Pictures of "a photo of S*" each.')] = 2,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",

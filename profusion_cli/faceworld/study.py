@@ -44,6 +44,8 @@ ASKED: dict[str, dict[str, str]] = {
     "an oil painting of S*": {"style": "oil painting"},
     "S* in a suit in a forest": {"clothes": "suit", "place": "forest"},
     "S* with headphones and a scarf": {"headwear": "headphones", "clothes": "scarf"},
+    "a close-up of S*": {"framing": "close-up"},
+    "a half-length portrait of S*": {"framing": "half-length"},
 }
 """The prompts of all measurements, and what the judge must see."""
 RECONSTRUCTION = "a photo of S*"
@@ -243,7 +245,18 @@ class Study:
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             given = [f"--set={key}={json.dumps(value)}" for key, value in {**self.model, **settings}.items()]
-            arguments = [command, str(source), "-o", str(target), "--preset", "faceworld", "-q", *given, *flags]
+            arguments = [
+                command,
+                str(source),
+                "-o",
+                str(target),
+                "--preset",
+                "faceworld",
+                "-q",
+                "--force",
+                *given,
+                *flags,
+            ]
             if settings.get("augment.inpaint", True) or command != "augment":
                 arguments += ["--dtype", self.config.dtype]
             with redirect_stdout(sys.stderr):  # standard output is the table's
