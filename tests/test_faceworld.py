@@ -226,16 +226,30 @@ def test_settings_are_measured_side_by_side_and_only_once(
         f"plain: {{{quick}, sample.sampler: cfg}}\nfree: {{finetune.steps: 0, sample.steps: 10}}\n"
         "alone: {augment: false, finetune.steps: 1, sample.steps: 10}\n"
         f"blank: {{{quick}, augment.inpaint: false}}\n"
+        "beach: {photo: {place: beach}, finetune.steps: 0, sample.steps: 10}\n"
     )
     command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
     command += ["--prompts", "1", "--reconstructions", "1"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == ["| drawn", "| base", "| fusion", "| plain", "| free", "| alone", "| blank"]
+    assert [row[0] for row in rows] == [
+        "| drawn",
+        "| base",
+        "| fusion",
+        "| plain",
+        "| free",
+        "| alone",
+        "| blank",
+        "| beach",
+    ]
     assert all(row[1:3] == ["2", "2"] for row in rows)
-    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 28
-    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 8  # fusion and plain share theirs
+    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 32
+    plain, beach = (
+        Image.open(tmp_path / "work" / "photos" / f"validation-000{name}.png") for name in ("", " place=beach")
+    )
+    assert plain.getpixel((2, 2)) != beach.getpixel((2, 2))
+    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 10  # fusion and plain share theirs
 
     def refuse(*_: object) -> None:
         raise AssertionError("drawn again")
@@ -247,10 +261,13 @@ def test_settings_are_measured_side_by_side_and_only_once(
 
 def test_a_setting_that_a_command_refuses_stops_the_measurement(built: Path, tmp_path: Path) -> None:
     cells = tmp_path / "cells.yaml"
-    cells.write_text("wrong: {augment.inpaint: false, augment.views: 0}\n")
     command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
+    cells.write_text("wrong: {augment.inpaint: false, augment.views: 0}\n")
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 3 and "augment.views" in result.output
+    for wrong in ("{photo: {place: moon}}", "{photo: beach}", "{kind: other}", "3"):
+        cells.write_text(f"wrong: {wrong}\n")
+        assert CliRunner().invoke(app, command).exit_code == 2, wrong
 
 
 def test_an_interval_is_over_people_and_not_over_pictures() -> None:

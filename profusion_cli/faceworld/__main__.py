@@ -120,18 +120,25 @@ def measure(
 ) -> None:
     """Draw people under each setting, have the pictures judged, and print a table; scored ones are not drawn again.
 
-    A setting is a mapping of configuration keys, such as {sample.gamma: 0.1}, and of two more: augment (false: train on
-    the photo alone) and kind (base: the model without S*; drawn: the renderer itself).
+    A setting is a mapping of configuration keys, such as {sample.gamma: 0.1}, and of three more: augment (false: train
+    on the photo alone), photo (where it was taken, such as {place: beach}) and kind (base: the model without S*; drawn:
+    the renderer itself).
     """
     import yaml
 
-    from profusion_cli.faceworld.study import KINDS, Cell, Study, summary, table
+    from profusion_cli.faceworld.study import KINDS, SUBJECT, Cell, Study, summary, table
     from profusion_cli.runtime.backbone import quiet_libraries
 
     try:
         listed = yaml.safe_load(cells.read_text(encoding="utf-8"))
         wanted = [
-            Cell(str(name), values.pop("kind", "subject"), values.pop("augment", True), values)
+            Cell(
+                str(name),
+                values.pop("kind", SUBJECT),
+                values.pop("augment", True),
+                dict(values.pop("photo", {})),
+                values,
+            )
             for name, values in listed.items()
         ]
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
@@ -139,6 +146,8 @@ def measure(
     for cell in wanted:
         if cell.kind not in KINDS:
             raise typer.BadParameter(f"{cell.name}: kind '{cell.kind}' is none of {', '.join(KINDS)}.")
+        if wrong := [key for key, value in cell.photo.items() if value not in ATTRIBUTES.get(key, ())]:
+            raise typer.BadParameter(f"{cell.name}: a photo with this {', '.join(wrong)} cannot be drawn.")
     output = Output()
     with quiet_libraries():
         study = Study(work, model, split, people, prompts, pictures, reconstructions, dtype, output.note)

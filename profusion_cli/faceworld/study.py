@@ -22,6 +22,7 @@ from profusion_cli.config import Config, SampleConfig, build_config, merge, nest
 from profusion_cli.faceworld.drawing import draw_face, random_pose
 from profusion_cli.faceworld.judges import Judges
 from profusion_cli.faceworld.world import SPLITS, Context, identity
+from profusion_cli.files import atomic_output
 from profusion_cli.presets import local_path, read_preset
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
@@ -61,12 +62,14 @@ class Cell:
         name: of its row in the table.
         kind: `subject`; `base` draws the prompts with the class word and no S*; `drawn` is the renderer.
         augment: fine-tune on the photo and its augmentations, not on the photo alone.
+        photo: where the photo was taken and the like: attributes of its `Context` that are not everyday.
         settings: keys of the configuration that differ from the preset.
     """
 
     name: str
     kind: str = SUBJECT
     augment: bool = True
+    photo: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,9 +104,9 @@ class Score:
     other: float
 
 
-def reference_photo(seed: int) -> Image.Image:
-    """The photo of a person that fine-tuning gets."""
-    return draw_face(identity(seed), Context(), random_pose(random.Random(f"reference {seed}")), SIDE)
+def reference_photo(seed: int, **context: str) -> Image.Image:
+    """The photo of a person that fine-tuning gets, everyday but for what `context` says."""
+    return draw_face(identity(seed), Context(**context), random_pose(random.Random(f"reference {seed}")), SIDE)
 
 
 def prompts_of(person: int, count: int) -> list[str]:
@@ -231,11 +234,14 @@ class Study:
     def _seed(self, person: int) -> int:
         return SPLITS[self.split][person]
 
-    def _photo(self, person: int) -> Path:
-        path = self.work / "photos" / f"{self.split}-{person:03d}.png"
+    def _photo(self, person: int, cell: Cell) -> Path:
+        name = " ".join(
+            [f"{self.split}-{person:03d}", *(f"{key}={value}" for key, value in sorted(cell.photo.items()))]
+        )
+        path = self.work / "photos" / f"{name}.png"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            reference_photo(self._seed(person)).save(path)
+            with atomic_output(path) as file:
+                reference_photo(self._seed(person), **cell.photo).save(file, "PNG")
         return path
 
     def _made(self, person: int, command: str, source: Path, settings: Mapping[str, Any], *flags: str) -> Path:
@@ -267,7 +273,7 @@ class Study:
 
     def bundle(self, person: int, cell: Cell) -> Path:
         """The subject bundle of a person."""
-        settings, source, flags = cell.tuning, self._photo(person), []
+        settings, source, flags = cell.tuning, self._photo(person, cell), []
         if settings.get("finetune.steps") != 0:
             if cell.augment:
                 chosen = {key: value for key, value in settings.items() if key.startswith("augment.")}
@@ -351,6 +357,6 @@ def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that draw from the same bundle."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        key = json.dumps([cell.kind, cell.augment, cell.tuning], sort_keys=True)
+        key = json.dumps([cell.kind, cell.augment, dict(cell.photo), cell.tuning], sort_keys=True)
         groups.setdefault(key, []).append(cell)
     return list(groups.values())
