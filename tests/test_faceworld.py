@@ -191,6 +191,9 @@ def test_the_ordinary_commands_run_on_what_build_makes(built: Path, tmp_path: Pa
     photo = tmp_path / "face.png"
     assert CliRunner().invoke(app, ["draw", "3", "-o", str(photo)]).exit_code == 0
     assert Image.open(photo).size == (64, 64)
+    again = CliRunner().invoke(app, ["draw", "4", "-o", str(photo)])
+    assert again.exit_code == 9 and "exists" in again.output
+    assert CliRunner().invoke(app, ["draw", "3", "-o", "-"]).stdout_bytes == photo.read_bytes()
     model = f"augment.model.id={built}"
     preset = ("--preset", "faceworld", "--base-model", built)
     ok(

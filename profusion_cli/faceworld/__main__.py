@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+from profusion_cli.app import Commands
 from profusion_cli.console import Output
 from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, Context, identity
+from profusion_cli.files import STDIO, atomic_output, check_target
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "promptnet")
 
 
@@ -33,7 +37,7 @@ Split = Annotated[str, typer.Option(help=f"Of whom: {', '.join(SPLITS)}.", callb
 @app.command()
 def draw(
     seed: Annotated[int, typer.Argument(help="Who: the same number is always the same person.")],
-    target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A PNG.")],
+    target: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="A PNG, or - for standard output.")],
     split: Split = "test",
     style: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['style'])}.")] = "photo",
     place: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['place'])}.")] = "plain",
@@ -41,6 +45,7 @@ def draw(
     headwear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['headwear'])}.")] = "none",
     framing: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['framing'])}.")] = "portrait",
     size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels.")] = 64,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Draw a face with the renderer: no model is asked."""
     from profusion_cli.faceworld.drawing import draw_face, random_pose
@@ -53,8 +58,11 @@ def draw(
         raise typer.BadParameter(f"No person {seed} in the split '{split}'.")
     person = SPLITS[split][seed]
     pose = random_pose(random.Random(f"draw {person}"))
-    draw_face(identity(person), context, pose, size).save(target)
-    Output().line(str(target))
+    check_target(target, force)
+    with atomic_output(target, force) as file:
+        draw_face(identity(person), context, pose, size).save(file, "PNG")
+    if target != STDIO:
+        Output().line(target)
 
 
 @app.command()
