@@ -26,6 +26,7 @@ CELLS = {
     for cell in (
         Cell("fusion"),
         Cell("plain", settings={"sample.sampler": "cfg", "sample.subject_guidance": 3.0}),
+        Cell("strong fusion, gamma 0", settings={"sample.fusion_guidance": 7.0, "sample.gamma": 0.0}),
         Cell("fusion stage", settings={"sample.sampler": "fusion-only"}),
         Cell("fusion stage, gamma 0", settings={"sample.sampler": "fusion-only", "sample.gamma": 0.0}),
     )
@@ -66,6 +67,10 @@ def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores
 def test_pictures_are_of_the_subject_and_of_nobody_else(scores: dict[str, list[Score]]) -> None:
     others = np.mean([score.other for score in scores["fusion"]])
     assert similarity(scores["fusion"]) > others + 0.25
+
+
+def test_without_gamma_a_strong_fusion_stage_leads_away_from_the_subject(scores: dict[str, list[Score]]) -> None:
+    assert similarity(scores["strong fusion, gamma 0"]) < similarity(scores["fusion"]) - 0.06
 
 
 def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt(
