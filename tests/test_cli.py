@@ -472,6 +472,8 @@ def test_interrupt_of_a_real_process(photo, tmp_path):
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
+        # a suite that a shell started in the background ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(12)
     process.send_signal(signal.SIGINT)
