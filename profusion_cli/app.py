@@ -13,7 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from profusion_cli import __version__
-from profusion_cli.commands import augment, finetune, importer, inspect, interpolate, presets, pretrain, sample
+from profusion_cli.commands import (
+    augment,
+    evaluate,
+    finetune,
+    importer,
+    inspect,
+    interpolate,
+    presets,
+    pretrain,
+    sample,
+)
 from profusion_cli.console import print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
@@ -99,6 +109,7 @@ app.command("augment")(augment.augment)
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
 app.command("interpolate")(interpolate.interpolate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("import")(importer.import_promptnet)
 app.command("inspect")(inspect.inspect)
 app.command("presets")(presets.presets)

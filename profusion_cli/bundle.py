@@ -33,7 +33,8 @@ SCHEMA_VERSION = 1
 KINDS = ("promptnet", "images", "subject")
 MANIFEST = "manifest.yaml"
 PREVIEW = "preview.png"
-FILES = ("promptnet.safetensors", "unet.safetensors", "views.safetensors", "images.safetensors")
+WORD = "word.safetensors"
+FILES = ("promptnet.safetensors", "unet.safetensors", "views.safetensors", "images.safetensors", WORD)
 
 MAX_MANIFEST = 1 << 20
 MAX_PREVIEW = 64 << 20
@@ -47,7 +48,7 @@ _EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2",
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _AGAIN = "Copy or download it again, or make it again with profusion."
-_NEEDED = {"promptnet": FILES[:1], "images": FILES[3:], "subject": ("promptnet.safetensors", "views.safetensors")}
+_NEEDED = {"promptnet": FILES[:1], "images": FILES[3:4], "subject": ("promptnet.safetensors", "views.safetensors")}
 _KIND_WORDS = {  # kind: (what it holds, its verb, made by, taken by)
     "promptnet": ("a promptnet", "is", "`profusion pretrain` or `profusion import`", "`--promptnet`"),
     "images": ("images", "are", "`profusion augment`", "`profusion finetune`"),
@@ -372,9 +373,10 @@ def _check_manifest(manifest: Any) -> None:
         need(_is_hex(entry["sha256"], 64), f"the sha256 of '{file}' is {_show(entry['sha256'])}")
         known = _naturals([entry["size"]]) and isinstance(entry["tensors"], dict)
         need(known, f"the size or the tensors of '{file}' are malformed")
-    for file in _NEEDED[kind]:
+    is_word = kind == "subject" and WORD in files
+    for file in () if is_word else _NEEDED[kind]:
         need(file in files, f"'{file}' is not listed, which the kind '{kind}' needs")
-    if kind != "images":
+    if kind != "images" and not is_word:
         need(isinstance(manifest.get("promptnet"), dict), f"'promptnet' is no table, which the kind '{kind}' needs")
     if kind == "subject":
         need(are_texts(manifest["config"], "class_word"), "the class_word in 'config' is missing or no text")

@@ -74,17 +74,29 @@ class PromptNetSource:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning on one subject."""
+    """Fine-tuning on one subject; `profusion_cli.methods` describes the methods and what they set here.
 
+    `embedding_l2` is lambda: of eq. (2), or of the pull to the coarse word in textual inversion. What is from `word`
+    on is for methods whose S* is an ordinary word: the text that it starts from (`{class}` is the class word without
+    its article), the prompts that are trained on (`concept_prompt` where there are none), and DreamBooth's pictures of
+    the class.
+    """
+
+    method: Literal["profusion", "e4t", "textual-inversion", "dreambooth"] = "profusion"
     steps: int = _between(0, 1_000_000, default=50)
     batch_size: int = _between(1, 4096, default=8)
     learning_rate: float = _between(0, 1, default=2.0e-5)
     weight_decay: float = _between(0, 1, default=0.01)
     max_grad_norm: float = _between(0, None, default=1.0)
-    train: Literal["promptnet", "qkv", "attention"] = "attention"
+    train: Literal["promptnet", "qkv", "attention", "unet"] = "attention"
+    embedding_l2: float = _between(0, None, default=0.0)
     gradient_accumulation: int = _between(1, 4096, default=1)
     gradient_checkpointing: bool = False
     save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    word: str = "{class}"
+    prompts: tuple[str, ...] = ()
+    prior_pictures: int = _between(0, 100_000, default=0)
+    prior_weight: float = _between(0, None, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -257,16 +269,29 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`{"sample": {"steps": 10}}` as `{"sample.steps": 10}`."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        result |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return result
+
+
 def build_config(layers: Mapping[str, Any]) -> Config:
     """The configuration that merged layers describe.
 
     Raises:
         ConfigError: an unknown key (with the nearest one), a value of the wrong type or out of range.
     """
-    return _build(Config, layers, "")
+    return build(Config, layers, "")
 
 
-def _build(cls: type, values: Any, path: str) -> Any:
+def build(cls: type, values: Any, path: str) -> Any:
+    """A frozen dataclass from a plain mapping, checked key by key; `path` is how messages call it.
+
+    Raises:
+        ConfigError: as `build_config`.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{path or 'The configuration'} must be a mapping, not {values!r}.", "Indent its keys below it."
@@ -301,6 +326,14 @@ def _wrong(full: str, value: Any, expected: str, hint: str = "") -> ConfigError:
 
 def _coerce(value: Any, hint: Any, full: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (dict, list):
+        if not isinstance(value, origin):
+            raise _wrong(full, value, "a mapping" if origin is dict else "a list")
+        items = value.items() if origin is dict else enumerate(value)
+        coerced = {key: _coerce(entry, options[-1], f"{full}.{key}") for key, entry in items}
+        return coerced if origin is dict else list(coerced.values())
     if origin in (Union, types.UnionType):
         if value is None:
             return None
@@ -314,7 +347,7 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(entry, options[0], full) for entry in entries)
     if is_dataclass(hint):
-        return _build(hint, value, full)
+        return build(hint, value, full)
     if hint is bool:
         if not isinstance(value, bool):
             raise _wrong(full, value, "true or false")

@@ -12,6 +12,7 @@ import yaml
 
 from profusion_cli.config import Config, FlagText, build_config, merge, nested
 from profusion_cli.errors import ConfigError, UsageError
+from profusion_cli.methods import METHODS, PROFUSION, method_of
 
 DEFAULT_PRESET = "sd2"
 PRESET_VARIABLE = "PROFUSION_PRESET"
@@ -44,12 +45,22 @@ def default_preset() -> str:
     return os.environ.get(PRESET_VARIABLE) or DEFAULT_PRESET
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, method: str | None = None) -> dict[str, Any]:
     """The mapping in a preset, by the name of a shipped one or the path of a file.
+
+    Args:
+        name: see above.
+        method: of fine-tuning, whose settings are laid over the preset's; None: the preset's own.
 
     Raises:
         ConfigError: no such preset (with the nearest name), or a file that is not a YAML mapping.
     """
+    values, own = _read(name)
+    return with_method(values, own, method or method_of(values) or PROFUSION)
+
+
+def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A preset's values, and what it says of methods by their names."""
     shipped = shipped_presets()
     path = shipped.get(name)
     if path is None:
@@ -73,7 +84,26 @@ def read_preset(name: str) -> dict[str, Any]:
         raise ConfigError(f"The preset file '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"The preset file '{path}' does not hold a mapping.", "See `profusion presets` for examples.")
-    return {**values, "preset": name}
+    own = values.pop("methods", {})
+    if not isinstance(own, dict) or not all(isinstance(layer, dict) for layer in own.values()) or set(own) - {*METHODS}:
+        raise ConfigError(
+            f"'methods' in the preset file '{path}' does not hold settings by the name of a method.",
+            f"Methods are {', '.join(METHODS)}.",
+        )
+    return {**values, "preset": name}, own
+
+
+def with_method(values: Mapping[str, Any], own: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A preset's values with those of a method.
+
+    Args:
+        values: the preset's; those of one that is written for the method stand.
+        own: what the preset says of methods.
+        method: its name; an unknown one is left to `build_config`.
+    """
+    chosen = {"finetune": {"method": method}}
+    layers = (values, METHODS.get(method, {})) if method_of(values) != method else (METHODS.get(method, {}), values)
+    return merge(*layers, own.get(method, {}), chosen if isinstance(values.get("finetune", {}), Mapping) else {})
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -117,14 +147,18 @@ def resolve_config(
         ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`.
     """
     given = nested({key: value for key, value in flags.items() if value is not None})
+    set_by_key = parse_settings(settings)
+    method = method_of(given) or method_of(set_by_key) or (method_of(remembered) if remembered else None)
     if remembered is None:
-        lower: Mapping[str, Any] = read_preset(default_preset() if preset is None else preset)
+        lower: Mapping[str, Any] = read_preset(default_preset() if preset is None else preset, method)
     elif preset is None:
         lower = remembered
+        if (method or PROFUSION) != (method_of(remembered) or PROFUSION):
+            _, own = _read(str(remembered["preset"]))
+            lower = with_method(remembered, own, method)
     else:
         fixed = {key: value for key, value in remembered.items() if key not in ("sample", "preset", "description")}
-        lower = merge(read_preset(preset), fixed)
-    set_by_key = parse_settings(settings)
+        lower = merge(read_preset(preset, method), fixed)
     if "preset" in set_by_key:
         raise UsageError("--set preset=... cannot change the preset.", "Use --preset.")
     if any("weights" in (layer.get("promptnet") or {}) for layer in (set_by_key, given) if _has_section(layer)):

@@ -23,7 +23,6 @@ from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.measure import roc_auc
 from profusion_cli.faceworld.stack import MAX_LENGTH
 from profusion_cli.faceworld.stages import random_holes
-from profusion_cli.faceworld.study import ASKED, Score, interval, prompts_of
 from profusion_cli.faceworld.world import Context, identity
 from profusion_cli.runtime.random_base import write_clip_tokenizer
 from tests.conftest import ok
@@ -219,73 +218,6 @@ def test_untrained_judges_are_found_out(built: Path) -> None:
     assert np.mean(list(made["accuracy"].values())) < 0.7 and 0.3 < made["auc"] < 0.8
 
 
-def test_settings_are_measured_side_by_side_and_only_once(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = "augment.views: 2, augment.steps: 2, finetune.steps: 1, sample.steps: 10"
-    cells = tmp_path / "cells.yaml"
-    cells.write_text(
-        f"drawn: {{kind: drawn}}\nbase: {{kind: base, sample.steps: 10}}\nfusion: {{{quick}}}\n"
-        f"plain: {{{quick}, sample.sampler: cfg}}\nfree: {{finetune.steps: 0, sample.steps: 10}}\n"
-        "alone: {augment: false, finetune.steps: 1, sample.steps: 10}\n"
-        f"blank: {{{quick}, augment.inpaint: false}}\n"
-        "beach: {photo: {place: beach}, finetune.steps: 0, sample.steps: 10}\n"
-    )
-    command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
-    command += ["--prompts", "1", "--reconstructions", "1"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == [
-        "| drawn",
-        "| base",
-        "| fusion",
-        "| plain",
-        "| free",
-        "| alone",
-        "| blank",
-        "| beach",
-    ]
-    assert all(row[1:3] == ["2", "2"] for row in rows)
-    assert len(list((tmp_path / "work" / "pictures").glob("*/*.png"))) == 32
-    plain, beach = (
-        Image.open(tmp_path / "work" / "photos" / f"validation-000{name}.png") for name in ("", " place=beach")
-    )
-    assert plain.getpixel((2, 2)) != beach.getpixel((2, 2))
-    assert len(list((tmp_path / "work" / "finetune").glob("*.pfz"))) == 10  # fusion and plain share theirs
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("drawn again")
-
-    monkeypatch.setattr("profusion_cli.faceworld.study.Study._judge", refuse)
-    again = CliRunner().invoke(app, command)
-    assert again.stdout == result.stdout
-
-
-def test_a_setting_that_a_command_refuses_stops_the_measurement(built: Path, tmp_path: Path) -> None:
-    cells = tmp_path / "cells.yaml"
-    command = ["measure", str(cells), "-o", str(tmp_path / "work"), "--model", str(built), "--people", "2"]
-    cells.write_text("wrong: {augment.inpaint: false, augment.views: 0}\n")
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 3 and "augment.views" in result.output
-    for wrong in ("{photo: {place: moon}}", "{photo: beach}", "{kind: other}", "3"):
-        cells.write_text(f"wrong: {wrong}\n")
-        assert CliRunner().invoke(app, command).exit_code == 2, wrong
-
-
-def test_an_interval_is_over_people_and_not_over_pictures() -> None:
-    scores = [Score("a", person, "S*", None, float(person), 0.0) for person in (0, 1) for _ in range(50)]
-    mean, low, high = interval(scores, lambda score: score.identity)
-    assert (mean, low, high) == (0.5, 0.0, 1.0)
-    assert np.isnan(interval(scores, lambda score: score.adherence)[0])
-
-
-def test_few_people_with_few_prompts_cover_all_prompts() -> None:
-    assert {prompt for person in range(5) for prompt in prompts_of(person, 3)} == set(ASKED)
-    for asked in ASKED.values():
-        assert all(value in CLASSES[name] for name, value in asked.items())
-
-
 def test_a_build_that_is_done_does_nothing(built: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
     result = CliRunner().invoke(app, ["build", "-o", str(built), "--scale", "smoke"])
@@ -300,9 +232,6 @@ def test_a_build_that_is_done_does_nothing(built: Path) -> None:
         ("draw", "100000", "-o", "x.png"),
         ("draw", "5", "-o", "x.png", "--split", "nobody"),
         ("judge", "nowhere"),
-        ("measure", "nowhere.yaml", "-o", "x"),
-        ("measure", "nowhere.yaml", "-o", "x", "--split", "nobody"),
-        ("measure", "nowhere.yaml", "-o", "x", "--model", "nowhere"),
         ("build", "-o", "x", "--only", "dreams"),
         ("build", "-o", "x", "--scale", "huge"),
     ],

@@ -6,83 +6,104 @@ The margins leave room for the spread that was measured over other people (prese
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from profusion_cli.evaluation.runner import Run
+from profusion_cli.evaluation.study import build_study, read_study
+from profusion_cli.evaluation.subjects import reference_photo
 from profusion_cli.faceworld.__main__ import app
 from profusion_cli.faceworld.judges import Judges
-from profusion_cli.faceworld.study import ASKED, Cell, Score, Study, reference_photo
 from profusion_cli.faceworld.world import SPLITS
 from profusion_cli.presets import preset_folder
 from tests.conftest import ok
 
-PEOPLE, PROMPTS = 2, 7
 MODEL = preset_folder() / "faceworld"
-CELLS = {
-    cell.name: cell
-    for cell in (
-        Cell("fusion"),
-        Cell("plain", settings={"sample.sampler": "cfg", "sample.subject_guidance": 3.0}),
-        Cell("strong fusion, gamma 0", settings={"sample.fusion_guidance": 7.0, "sample.gamma": 0.0}),
-        Cell("fusion stage", settings={"sample.sampler": "fusion-only"}),
-        Cell("fusion stage, gamma 0", settings={"sample.sampler": "fusion-only", "sample.gamma": 0.0}),
-    )
+PROMPTS = read_study("faceworld-tables").source["prompts"]
+STUDY = {
+    "preset": "faceworld",
+    "settings": {"dtype": "float32"},
+    "subjects": {"faceworld": {"split": "test", "count": 2}},
+    "prompts": PROMPTS,
+    "prompts_per_subject": 7,
+    "metrics": {"faceworld": {}},
+    "methods": {
+        "fusion": {},
+        "plain": {"sample.sampler": "cfg", "sample.subject_guidance": 3.0},
+        "strong fusion, gamma 0": {"sample.fusion_guidance": 7.0, "sample.gamma": 0.0},
+        "fusion stage": {"sample.sampler": "fusion-only"},
+        "fusion stage, gamma 0": {"sample.sampler": "fusion-only", "sample.gamma": 0.0},
+    },
 }
+Scores = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two people whom no network was trained on, fine-tuned by the ordinary commands."""
-    work = tmp_path_factory.mktemp("study")
-    return Study(work, None, "test", PEOPLE, PROMPTS, 1, 0, "float32", lambda _: None)
+    folder = tmp_path_factory.mktemp("study") / "run"
+    run = Run(folder, build_study(STUDY, "method", folder), keep_bundles=True)
+    run.open(go_on=False)
+    return run
 
 
 @pytest.fixture(scope="module")
-def scores(study: Study) -> dict[str, list[Score]]:
-    made = study.run(list(CELLS.values()))
-    return {name: [score for score in made if score.cell == name] for name in CELLS}
+def scores(study: Run) -> dict[str, Scores]:
+    cells = study.cells(study.study.methods)
+    study.make(cells)
+    study.judge(cells)
+    assert not study.failed
+    rows = study.results(cells)
+    return {name: [row for row in rows if row["method"] == name] for name in STUDY["methods"]}
 
 
-def adherence(scores: list[Score]) -> float:
-    return float(np.mean([score.adherence for score in scores]))
+def adherence(scores: Scores) -> float:
+    return float(np.mean([score["scores"]["adherence"] for score in scores]))
 
 
-def similarity(scores: list[Score]) -> float:
-    return float(np.mean([score.identity for score in scores]))
+def similarity(scores: Scores) -> float:
+    return float(np.mean([score["scores"]["identity"] for score in scores]))
 
 
-def test_the_prompts_of_the_test_ask_for_different_things(scores: dict[str, list[Score]]) -> None:
-    assert {score.prompt for score in scores["fusion"]} == set(ASKED)
+def test_the_prompts_of_the_test_ask_for_different_things(scores: dict[str, Scores]) -> None:
+    assert {score["prompt"] for score in scores["fusion"]} == {prompt["text"] for prompt in PROMPTS}
 
 
-def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores: dict[str, list[Score]]) -> None:
+def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores: dict[str, Scores]) -> None:
     assert similarity(scores["plain"]) < similarity(scores["fusion"]) + 0.1
     assert adherence(scores["fusion"]) > adherence(scores["plain"]) + 0.15
     assert adherence(scores["fusion"]) > 0.8
 
 
-def test_pictures_are_of_the_subject_and_of_nobody_else(scores: dict[str, list[Score]]) -> None:
-    others = np.mean([score.other for score in scores["fusion"]])
-    assert similarity(scores["fusion"]) > others + 0.25
+def test_pictures_are_of_the_subject_and_of_nobody_else(study: Run, scores: dict[str, Scores]) -> None:
+    names = [subject.name for subject in study.subjects]
+    judges, swapped = Judges(MODEL / "judges"), dict(zip(names, reversed(study.subjects), strict=True))
+    others = []
+    for score in scores["fusion"]:
+        with Image.open(study.folder / score["file"]) as picture:
+            pair = judges.embeddings([picture, reference_photo(swapped[score["subject"]].seed)])
+        others.append(float(pair[0] @ pair[1]))
+    assert similarity(scores["fusion"]) > np.mean(others) + 0.25
 
 
-def test_without_gamma_a_strong_fusion_stage_leads_away_from_the_subject(scores: dict[str, list[Score]]) -> None:
+def test_without_gamma_a_strong_fusion_stage_leads_away_from_the_subject(scores: dict[str, Scores]) -> None:
     assert similarity(scores["strong fusion, gamma 0"]) < similarity(scores["fusion"]) - 0.06
 
 
 def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt(
-    scores: dict[str, list[Score]],
+    scores: dict[str, Scores],
 ) -> None:
     with_gamma, without = scores["fusion stage"], scores["fusion stage, gamma 0"]
     assert similarity(without) < similarity(with_gamma) - 0.15
     assert adherence(without) > adherence(with_gamma) + 0.1
 
 
-def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Study, tmp_path: Path) -> None:
-    bundles = [study.bundle(person, CELLS["fusion"]) for person in (0, 1)]
+def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
+    bundles = [study.bundle(cell) for cell in study.cells(study.study.methods[:1])]
     ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")

@@ -31,6 +31,7 @@ from profusion_cli.commands.common import (
 from profusion_cli.console import Output
 from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
+from profusion_cli.methods import PROFUSION, is_word_method
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
@@ -78,6 +79,9 @@ def check_augmentation(config: Config, photos: int, bundles: int, given: dict[st
     elif photos > 1:
         reason, allowed = "with several photos, which are views of the subject already", ("--no-augment",)
         hint = "Augment each with `profusion augment`, and give the bundles."
+    elif config.finetune.method != PROFUSION:
+        reason, allowed = f"with --method {config.finetune.method}, which trains on the photo itself", ("--no-augment",)
+        hint = "Augment it with `profusion augment`, and give the bundle."
     elif config.finetune.steps == 0:
         reason, allowed, hint = "with --steps 0, which trains on nothing", ("--no-augment",), "Leave it out."
     else:
@@ -99,6 +103,13 @@ def finetune(
         str,
         typer.Option("-o", "--output", metavar="FILE", help="The subject bundle (.pfz); - is standard output."),
     ],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="profusion, or a baseline with its own paper's settings: e4t, textual-inversion, dreambooth.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Optimiser steps; 0 keeps PromptNet as it is (tuning-free).")
     ] = None,
@@ -106,7 +117,9 @@ def finetune(
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     train: Annotated[
         str | None,
-        typer.Option("--train", help="What is trained beside PromptNet: promptnet (nothing), qkv, attention."),
+        typer.Option(
+            "--train", help="What is trained beside PromptNet: promptnet (nothing), qkv, attention, unet (all)."
+        ),
     ] = None,
     promptnet: Annotated[
         str | None,
@@ -161,6 +174,7 @@ def finetune(
     flags = {
         "augment.views": views,
         "augment.inpaint": False if no_inpaint else None,
+        "finetune.method": method,
         "finetune.steps": steps,
         "finetune.batch_size": batch_size,
         "finetune.learning_rate": lr,
@@ -184,6 +198,11 @@ def finetune(
         print_config(config)
         return
     output = Output(quiet, as_json)
+    if promptnet is not None and is_word_method(config.finetune.method):
+        raise UsageError(
+            f"--promptnet has no effect with --method {config.finetune.method}, whose S* is an ordinary word.",
+            "Leave it out.",
+        )
     check_mask_options(mask, box)
     given = {
         "--no-augment": no_augment,

@@ -1,4 +1,4 @@
-"""`python -m profusion_cli.faceworld`: draw faces, rebuild the embedded model, measure it."""
+"""`python -m profusion_cli.faceworld`: draw faces, rebuild the embedded model, check its judges."""
 
 from __future__ import annotations
 
@@ -109,58 +109,6 @@ def judge(
     from profusion_cli.faceworld.measure import check_judges
 
     Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
-
-
-@app.command()
-def measure(
-    cells: Annotated[Path, typer.Argument(metavar="CELLS", help="YAML: settings side by side, by name.")],
-    work: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of scores, bundles, pictures.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of a built model instead of the shipped one.", callback=_check_model),
-    ] = None,
-    split: Split = "validation",
-    people: Annotated[int, typer.Option(min=2, max=1000, help="How many.")] = 24,
-    prompts: Annotated[int, typer.Option(min=1, max=14, help="How many of the 14 prompts each person gets.")] = 14,
-    pictures: Annotated[int, typer.Option(min=1, max=100, help="Of each prompt.")] = 1,
-    reconstructions: Annotated[int, typer.Option(min=0, max=100, help='Pictures of "a photo of S*" each.')] = 2,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-) -> None:
-    """Draw people under each setting, have the pictures judged, and print a table; scored ones are not drawn again.
-
-    A setting is a mapping of configuration keys, such as {sample.gamma: 0.1}, and of three more: augment (false: train
-    on the photo alone), photo (where it was taken, such as {place: beach}) and kind (base: the model without S*; drawn:
-    the renderer itself).
-    """
-    import yaml
-
-    from profusion_cli.faceworld.study import KINDS, SUBJECT, Cell, Study, summary, table
-    from profusion_cli.runtime.backbone import quiet_libraries
-
-    try:
-        listed = yaml.safe_load(cells.read_text(encoding="utf-8"))
-        wanted = [
-            Cell(
-                str(name),
-                values.pop("kind", SUBJECT),
-                values.pop("augment", True),
-                dict(values.pop("photo", {})),
-                values,
-            )
-            for name, values in listed.items()
-        ]
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"'{cells}' does not hold settings by name: {error}", param_hint="CELLS") from None
-    for cell in wanted:
-        if cell.kind not in KINDS:
-            raise typer.BadParameter(f"{cell.name}: kind '{cell.kind}' is none of {', '.join(KINDS)}.")
-        if wrong := [key for key, value in cell.photo.items() if value not in ATTRIBUTES.get(key, ())]:
-            raise typer.BadParameter(f"{cell.name}: a photo with this {', '.join(wrong)} cannot be drawn.")
-    output = Output()
-    with quiet_libraries():
-        study = Study(work, model, split, people, prompts, pictures, reconstructions, dtype, output.note)
-        scores = study.run(wanted)
-    output.line(table(summary(scores)))
 
 
 if __name__ == "__main__":

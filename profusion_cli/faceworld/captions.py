@@ -73,6 +73,18 @@ def trait_phrases(who: Identity, rng: random.Random) -> list[str]:
     return phrases
 
 
+def description(who: Identity) -> str:
+    """A person in words, by what is seen first: skin, hair, beard and glasses."""
+    styles = {"bald": "a bald head", "bun": "hair in a bun", "bob": "hair in a bob", "mohawk": "hair in a mohawk"}
+    hair = styles.get(who.hair_style, f"{who.hair_style} {who.hair_colour} hair")
+    if who.hair_style in styles and who.hair_style != "bald":
+        hair = f"{who.hair_colour} {hair}"
+    phrases = [f"with {who.skin} skin", f"with {hair}"]
+    phrases += [f"with a {who.beard}"] if who.beard != "none" else []
+    phrases += [f"wearing {who.glasses} {who.glasses_colour} glasses"] if who.glasses != "none" else []
+    return " ".join(["a person", *_listed(phrases)])
+
+
 def caption(who: Identity, context: Context, rng: random.Random, traits: int) -> str:
     """One caption.
 

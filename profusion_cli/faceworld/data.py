@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -77,3 +78,18 @@ def pixels(array: np.ndarray, numbers: torch.Tensor) -> torch.Tensor:
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     """uint8 of shape (B, side, side, 3) as float32 of shape (B, 3, side, side), in [0, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def draw_portraits(folder: Path, count: int, side: int) -> Path:
+    """Pictures for PromptNet: two photos each of people of the training split, and the file that groups them."""
+    listing = folder / "portraits.jsonl"
+    if not listing.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for number in range(count):
+            person = number // 2
+            pose = random_pose(random.Random(f"portrait {number}"))
+            draw_face(identity(SPLITS["train"][person]), Context(), pose, side).save(folder / f"{number:06d}.png")
+            lines.append(json.dumps({"file_name": f"{number:06d}.png", "identity": str(person)}))
+        listing.write_text("\n".join(lines), encoding="utf-8")
+    return listing

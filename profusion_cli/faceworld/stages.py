@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 
 from profusion_cli.faceworld import data
 from profusion_cli.faceworld.captions import caption
-from profusion_cli.faceworld.drawing import draw_face, random_pose
 from profusion_cli.faceworld.fitting import Fit, compute_dtype
 from profusion_cli.faceworld.judges import CLASSES, AttributeJudge, IdentityJudge, save_judge
 from profusion_cli.faceworld.stack import (
@@ -34,7 +32,6 @@ from profusion_cli.faceworld.stack import (
     save_index,
     token_ids,
 )
-from profusion_cli.faceworld.world import SPLITS, Context, identity
 from profusion_cli.files import atomic_output
 from profusion_cli.runtime.backbone import clip_pixels
 from profusion_cli.runtime.schedule import add_noise
@@ -226,26 +223,10 @@ def train_unet(shop: Workshop, inpainting: bool = False) -> None:
     save_index(shop.out)
 
 
-def draw_portraits(shop: Workshop) -> Path:
-    """Pictures for PromptNet: two photos each of people of the training split, and the file that groups them."""
-    folder = shop.work / "portraits"
-    listing = folder / "portraits.jsonl"
-    if not listing.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for number in range(shop.scale.portraits):
-            person = number // 2
-            rng = random.Random(f"portrait {number}")
-            image = draw_face(identity(SPLITS["train"][person]), Context(), random_pose(rng), shop.scale.side)
-            image.save(folder / f"{number:06d}.png")
-            lines.append(json.dumps({"file_name": f"{number:06d}.png", "identity": str(person)}))
-        listing.write_text("\n".join(lines), encoding="utf-8")
-    return listing
-
-
 def train_promptnet(shop: Workshop) -> None:
     """PromptNet on portraits, by the ordinary command."""
-    listing, target = draw_portraits(shop), shop.out / "promptnet.pfz"
+    listing = data.draw_portraits(shop.work / "portraits", shop.scale.portraits, shop.scale.side)
+    target = shop.out / "promptnet.pfz"
     work, name = shop.work / "promptnet", "promptnet"
     arguments = [
         *("pretrain", str(listing), "-o", str(target), "--work", str(work), "--preset", "faceworld"),

@@ -49,6 +49,28 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class WordSubject:
+    """A subject whose S* is an ordinary word, the same at every timestep, as of textual inversion and DreamBooth.
+
+    Args:
+        embedding: token embeddings, shape (words, embedding_dim).
+        class_word: what the text twin calls it.
+    """
+
+    embedding: torch.Tensor
+    class_word: str
+
+    @property
+    def words(self) -> int:
+        """How many words its S* has."""
+        return len(self.embedding)
+
+    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
+        """S*, shape (B, words, embedding_dim)."""
+        return self.embedding.expand(x_t.shape[0], -1, -1)
+
+
+@dataclass(frozen=True)
 class PromptTokens:
     """The tokenised forms of a prompt that its conditions need, and what did not fit into them."""
 
@@ -107,8 +129,8 @@ def tokenize_prompt(
 class PromptDenoiser:
     """`eps(x_t, t, conditions)` of one prompt, for `sample_fusion`.
 
-    Every call computes S* once per subject in use, encodes the prompts with S* in one batch, takes
-    prompts without S* from the text conditioner's cache, and calls the UNet once.
+    Every call computes S* once per subject in use, encodes the prompts with S*, takes prompts without S* from the text
+    conditioner's cache and those whose S* is an ordinary word from its own, and calls the UNet once.
 
     Args:
         unet: the (tuned) UNet.
@@ -126,7 +148,7 @@ class PromptDenoiser:
         self,
         unet: UNet2DConditionModel,
         text: TextConditioner,
-        subjects: Sequence[Subject],
+        subjects: Sequence[Subject | WordSubject],
         tokens: PromptTokens,
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
@@ -139,6 +161,8 @@ class PromptDenoiser:
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
         self.gamma_on = gamma_on
+        self._ordinary = {i for i, subject in enumerate(subjects) if isinstance(subject, WordSubject)}
+        self._encoded: dict[Condition, torch.Tensor] = {}
 
     def _tokens_of(self, condition: Condition) -> Tokens:
         if condition.kind == "fused":
@@ -150,7 +174,9 @@ class PromptDenoiser:
         gamma = condition.gamma
         if self.gamma_on == "embedding" and gamma != 1:
             pseudo_words = {i: gamma * words for i, words in pseudo_words.items()}
-        embeds, spans = self.text.splice(self._tokens_of(condition), pseudo_words)
+        embeds, spans = self.text.splice(
+            self._tokens_of(condition), pseudo_words, bool(self._ordinary & pseudo_words.keys()), self._ordinary
+        )
         hidden = self.text.hidden_states(embeds)
         if self.gamma_on != "embedding" and gamma != 1:
             for start, words in spans:
@@ -170,6 +196,10 @@ class PromptDenoiser:
                 states.append(self.text.encode(self.tokens.negative_prompt).expand(batch, -1, -1))
             elif condition.kind == "text":
                 states.append(self.text.encode(self.tokens.twin).expand(batch, -1, -1))
+            elif needed <= self._ordinary:
+                if condition not in self._encoded:
+                    self._encoded[condition] = self.encode(condition, pseudo_words)
+                states.append(self._encoded[condition])
             else:
                 states.append(self.encode(condition, pseudo_words))
         prediction = self.unet(

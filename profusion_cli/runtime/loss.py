@@ -34,3 +34,21 @@ def diffusion_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tens
 def embedding_l2(pseudo_words: torch.Tensor) -> torch.Tensor:
     """The regulariser ||S*||^2 of eq. (2), as the authors compute it: the mean over all elements; a scalar."""
     return pseudo_words.float().square().mean()
+
+
+def prior_preservation_loss(
+    prediction: torch.Tensor, target: torch.Tensor, is_prior: torch.Tensor, prior_weight: float
+) -> torch.Tensor:
+    """DreamBooth's loss, eq. (2) of arXiv 2208.12242: eq. (1) on the subject's pictures, and weighed on the class's.
+
+    Args:
+        prediction, target: shape (B, C, H, W).
+        is_prior: which are pictures of the class, bool, shape (B,); in none of them it is `diffusion_loss`.
+        prior_weight: of the class's mean error beside the subject's.
+
+    Returns:
+        A float32 scalar: means over half the batch each, added, where every other picture is one of the class.
+    """
+    errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    weights = torch.where(is_prior, prior_weight, 1.0)
+    return (errors * weights).mean() * (2 if is_prior.any() else 1)

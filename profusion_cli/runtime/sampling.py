@@ -15,15 +15,17 @@ from profusion_cli.config import Config, SampleConfig
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.denoiser import PromptDenoiser, PromptTokens, Subject, tokenize_prompt
+from profusion_cli.runtime.denoiser import PromptDenoiser, PromptTokens, Subject, WordSubject, tokenize_prompt
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.weights import (
     UNET_FILE,
+    WORD_FILE,
     check_base,
     check_fit,
     promptnet_from_bundle,
     read_views,
+    read_word,
     tensors_of,
     tuned_weights,
 )
@@ -122,8 +124,10 @@ class Sampler:
         with quiet_libraries():
             self.unet = unet.to(base.placement.device, base.placement.dtype)
 
-    def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject:
+    def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject | WordSubject:
         placement = self.base.placement
+        if WORD_FILE in bundle.files:
+            return WordSubject(read_word(bundle, self.base.text.embedding_dim).to(placement.device), class_word)
         promptnet = promptnet_from_bundle(bundle)
         check_fit(promptnet, self.base, with_vision=False)
         views = read_views(bundle, promptnet)

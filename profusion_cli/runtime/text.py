@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,11 @@ class TextConditioner:
         return text if len(text) <= 120 else f"{text[:117]}..."
 
     def splice(
-        self, tokens: Tokens, subjects: Mapping[int, torch.Tensor], shift_positions: bool = False
+        self,
+        tokens: Tokens,
+        subjects: Mapping[int, torch.Tensor],
+        shift_positions: bool = False,
+        ordinary: Collection[int] = (),
     ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """Input embeddings with S* in place of each placeholder's token and position embedding.
 
@@ -97,29 +101,32 @@ class TextConditioner:
             tokens: from `tokenize`.
             subjects: S* of each subject, shape (B, words, embedding_dim).
             shift_positions: see above; of no matter where S* is one word.
+            ordinary: subjects whose S* is an ordinary word, to which the position embedding of its place is added.
 
         Returns:
             Embeddings of shape (B, length, embedding_dim), and `(start, words)` of each S* in them.
         """
         placeholders = dict(tokens.slots)
-        ids, positions, spans, words_of = [], [], [], []
+        ids, positions, spans, words_of, whose = [], [], [], [], []
         for index, token in enumerate(tokens.ids):
             words = subjects[placeholders[index]].shape[1] if index in placeholders else 1
             if index in placeholders:
                 spans.append((len(ids), words))
                 words_of.append(subjects[placeholders[index]])
+                whose.append(placeholders[index])
             first = len(ids) if shift_positions else index
             positions.extend(first + offset if shift_positions else first for offset in range(words))
             ids.extend([token] * words)
         length = min(len(ids), self.max_length)
         embeddings = self.text_encoder.embeddings
         device = embeddings.token_embedding.weight.device
-        embeds = embeddings.token_embedding(torch.tensor(ids[:length], device=device))
-        embeds = embeds + embeddings.position_embedding(torch.tensor(positions[:length], device=device))
+        places = embeddings.position_embedding(torch.tensor(positions[:length], device=device))
+        embeds = embeddings.token_embedding(torch.tensor(ids[:length], device=device)) + places
         batch = words_of[0].shape[0] if words_of else 1
         embeds = embeds.expand(batch, -1, -1).clone()
-        for (start, words), embedding in zip(spans, words_of, strict=True):
-            embeds[:, start : start + words] = embedding.to(embeds.dtype)
+        for (start, words), embedding, subject in zip(spans, words_of, whose, strict=True):
+            place = places[start : start + words] if subject in ordinary else 0
+            embeds[:, start : start + words] = embedding.to(embeds.dtype) + place
         return embeds, spans
 
     def hidden_states(self, inputs_embeds: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from accelerate import Accelerator
@@ -28,8 +29,28 @@ from profusion_cli.runtime.views import Views
 QKV = ("to_q", "to_k", "to_v")
 
 
+class Tensors:
+    """A dataclass of tensors that share their first dimension."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def _each(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.__dataclass_fields__]
+
+    def __len__(self) -> int:
+        return len(self._each()[0])
+
+    def split(self, parts: int) -> list[Self]:
+        """So many parts, as equal as may be."""
+        split = [tensor.tensor_split(parts) for tensor in self._each()]
+        return [type(self)(*tensors) for tensors in zip(*split, strict=True)]
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(tensor.to(device) for tensor in self._each()))
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Tensors):
     """What one evaluation of the objective is given.
 
     Args:
@@ -45,17 +66,6 @@ class Batch:
     target_latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def split(self, parts: int) -> list[Batch]:
-        """So many parts, as equal as may be."""
-        split = [getattr(self, name).tensor_split(parts) for name in self.__dataclass_fields__]
-        return [Batch(*tensors) for tensors in zip(*split, strict=True)]
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def draw_batch(
@@ -131,12 +141,13 @@ class TrainingObjective(nn.Module):
         return loss + self.embedding_l2 * embedding_l2(words) if self.embedding_l2 else loss
 
 
-def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: str) -> dict[str, nn.Parameter]:
+def select_trainable(promptnet: nn.Module, unet: UNet2DConditionModel, train: str) -> dict[str, nn.Parameter]:
     """Mark what is trained and return the UNet's part of it by name.
 
     Args:
-        train: `promptnet` (PromptNet alone), `qkv` (and the UNet's query, key and value projections) or
-            `attention` (and the UNet's whole attention layers).
+        promptnet: or the word that stands in its place.
+        train: `promptnet` (PromptNet alone), `qkv` (and the UNet's query, key and value projections), `attention`
+            (and the UNet's whole attention layers) or `unet` (and all of the UNet).
     """
     promptnet.requires_grad_(True)
     unet.requires_grad_(False)
@@ -144,7 +155,8 @@ def select_trainable(promptnet: PromptNet, unet: UNet2DConditionModel, train: st
     for name, parameter in unet.named_parameters():
         path = name.split(".")
         in_attention = "attn1" in path or "attn2" in path
-        if (train == "attention" and in_attention) or (train == "qkv" and in_attention and path[-2] in QKV):
+        in_qkv = in_attention and path[-2] in QKV
+        if train == "unet" or (train == "attention" and in_attention) or (train == "qkv" and in_qkv):
             chosen[name] = parameter.requires_grad_(True)
     return chosen
 
@@ -189,7 +201,7 @@ def fit(
     accelerator: Accelerator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Callable[[int], Batch],
+    batches: Callable[[int], Tensors],
     batch_size: int,
     steps: int,
     max_grad_norm: float,
@@ -259,6 +271,57 @@ class Tuned:
     losses: tuple[float, ...]
 
 
+def tune(
+    base: BaseModel,
+    objective: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    config: FinetuneConfig,
+    batches: Callable[[int], Tensors],
+    batch_size: int,
+    progress: Callable[[int, float], None],
+) -> Tuned:
+    """The steps of a fine-tuning.
+
+    Args:
+        base: the base model, whose UNet the objective holds.
+        objective: the loss of a batch; what of it requires gradients is trained.
+        trained: the UNet's part of that, by name.
+        config: steps, learning rate and the like.
+        batches: of a step (from 0), on the CPU.
+        batch_size: of a batch.
+        progress: called with the number of steps done and the loss.
+
+    Raises:
+        DivergedError: a loss that is not finite.
+    """
+    unet, placement = base.unet, base.placement
+    before = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    for parameter in unet.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(placement.dtype)
+    if config.gradient_checkpointing:
+        for module in objective.children():
+            module.enable_gradient_checkpointing()
+    choose_attention(placement, objective)
+    objective.train()
+    accelerator = make_accelerator(placement, min(config.gradient_accumulation, batch_size))
+    objective.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in objective.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    size = batch_size * accelerator.num_processes
+    losses = []
+    for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
+        losses.append(step.loss)
+        progress(step.number, step.loss)
+    changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
+    objective.eval().requires_grad_(False)
+    return Tuned(changes, tuple(losses))
+
+
 def finetune(
     base: BaseModel,
     promptnet: PromptNet,
@@ -282,27 +345,12 @@ def finetune(
     Raises:
         DivergedError: a loss that is not finite.
     """
-    unet, scheduler, placement = base.unet, base.scheduler, base.placement
+    unet, scheduler = base.unet, base.scheduler
     trained = select_trainable(promptnet, unet, config.train)
-    before = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-    for parameter in unet.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(placement.dtype)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        promptnet.enable_gradient_checkpointing()
-    choose_attention(placement, promptnet, unet)
-    unet.train()
-    promptnet.train()
-    alphas_cumprod = scheduler.alphas_cumprod.to(placement.device)
+    alphas_cumprod = scheduler.alphas_cumprod.to(base.placement.device)
     tokens = concept_tokens(base.text, concept_prompt, promptnet.tokens_for(views.latents_mean.shape[-1]))
-    objective = TrainingObjective(promptnet, unet, base.text, tokens, alphas_cumprod, base.prediction_type)
-    accelerator = make_accelerator(placement, min(config.gradient_accumulation, config.batch_size))
-    objective.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in objective.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+    objective = TrainingObjective(
+        promptnet, unet, base.text, tokens, alphas_cumprod, base.prediction_type, config.embedding_l2
     )
 
     def batches(step: int) -> Batch:
@@ -311,12 +359,4 @@ def finetune(
             views, config.batch_size, generator, base.vae_scaling_factor, scheduler.config.num_train_timesteps
         )
 
-    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
-    size = config.batch_size * accelerator.num_processes
-    losses = []
-    for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
-        losses.append(step.loss)
-        progress(step.number, step.loss)
-    changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
-    promptnet.eval().requires_grad_(False)
-    return Tuned(changes, tuple(losses))
+    return tune(base, objective, trained, config, batches, config.batch_size, progress)

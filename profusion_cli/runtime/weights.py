@@ -32,6 +32,7 @@ from profusion_cli.runtime.views import Views
 
 PROMPTNET_FILE = "promptnet.safetensors"
 UNET_FILE = "unet.safetensors"
+WORD_FILE = "word.safetensors"
 VIEWS_FILE = "views.safetensors"
 UNTRAINED = "untrained"
 BESIDE_BASE = "base"
@@ -88,6 +89,22 @@ def promptnet_from_bundle(bundle: Bundle) -> PromptNet:
         ) from error
     _load_weights(promptnet, tensors_of(bundle, PROMPTNET_FILE), bundle.name)
     return promptnet.eval()
+
+
+def read_word(bundle: Bundle, embedding_dim: int) -> torch.Tensor:
+    """The token embeddings of a subject whose S* is an ordinary word, float32, shape (words, embedding_dim).
+
+    Raises:
+        BundleError: tensors that are missing, or that the text encoder cannot take.
+    """
+    tensors = tensors_of(bundle, WORD_FILE)
+    shape = tuple(tensors["embedding"].shape) if "embedding" in tensors else ()
+    if len(shape) != 2 or shape[0] == 0 or shape[1] != embedding_dim:
+        raise BundleError(
+            f"The word in '{bundle.name}' does not fit the base model's text encoder of width {embedding_dim}.",
+            "Use the base model that it was made with.",
+        )
+    return tensors["embedding"].float()
 
 
 def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:

@@ -1,0 +1,196 @@
+"""`profusion evaluate`: a study -> pictures, scores, tables and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profusion_cli import options
+from profusion_cli.console import Output
+from profusion_cli.errors import ProfusionError, UsageError
+
+RESULTS = "results.json"
+PREFERENCE = "Human preference"
+
+
+def evaluate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="STUDY | RUN | FILES...",
+            help="A shipped study by its name, or a YAML file; with --pairs the folder of a run; with --pairs-results "
+            "the answers of raters.",
+        ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of the run: pictures, scores, tables, report."),
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photos",
+            metavar="FILE|FOLDER",
+            help="Photos in place of the study's, one for each subject and named as it is; may be repeated.",
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="NAME", help="Make what this table or figure needs, and no more.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N subjects, for a quick look.")
+    ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on in a run whose study has changed; what changed is made again.")
+    ] = False,
+    keep_bundles: Annotated[
+        bool, typer.Option("--keep-bundles", help="Keep the subjects' bundles, to sample them in other ways later.")
+    ] = False,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs",
+            help="Write the page of a run on which people compare pictures: RUN/pairs, and its key beside it.",
+            rich_help_panel=PREFERENCE,
+        ),
+    ] = False,
+    pairs_results: Annotated[
+        bool,
+        typer.Option(
+            "--pairs-results",
+            help="Preference rates and agreement from the answers that raters downloaded.",
+            rich_help_panel=PREFERENCE,
+        ),
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key", metavar="FILE", help="RUN/pairs-key.json, for --pairs-results.", rich_help_panel=PREFERENCE
+        ),
+    ] = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run a study: subjects, prompts and methods side by side, judged, with intervals.
+
+    A run that was cut off goes on where it was. Pictures are made first and judged then; a metric that is not
+    installed is told of, and the others go on.
+    """
+    output = Output(quiet, as_json)
+    given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
+    given |= {"--continue": go_on or None, "--keep-bundles": keep_bundles or None}
+    if pairs and pairs_results:
+        raise UsageError("--pairs writes the page, and --pairs-results reads the answers.", "Give one of the two.")
+    if pairs or pairs_results:
+        used = [name for name, value in given.items() if value is not None and not (name == "--key" and pairs_results)]
+        if used:
+            raise UsageError(
+                f"{used[0]} has no effect with {'--pairs' if pairs else '--pairs-results'}.", "Leave it out."
+            )
+        (_write_pairs if pairs else _read_pairs)(arguments or [], key, output)
+        return
+    if key is not None:
+        raise UsageError("--key has no effect without --pairs-results.", "Leave it out.")
+    if len(arguments or []) != 1:
+        from profusion_cli.evaluation.study import shipped_studies
+
+        told = f"There are {len(arguments)} studies." if arguments else "There is no study."
+        raise UsageError(told, f"Give one: {', '.join(shipped_studies())}; or a YAML file.")
+    if target is None:
+        raise UsageError("There is no folder for the run.", "Name one with -o DIR.")
+    _run(arguments[0], target, photos, only, limit, go_on, keep_bundles, device, output)
+
+
+def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
+    """The page of one run."""
+    if len(runs) != 1:
+        raise UsageError("--pairs takes the folder of one run.", "For example: profusion evaluate --pairs run")
+    from profusion_cli.evaluation.pairs import write_pairs
+    from profusion_cli.evaluation.runner import comparison_of
+
+    folder = Path(runs[0])
+    study, entries, seed = comparison_of(folder)
+    made = write_pairs(entries, folder / "pairs", study.pairs.ours, study.pairs.others, study.pairs.count, seed)
+    for warning in made["warnings"]:
+        output.warn(warning)
+    output.line(str(made["page"]))
+    output.line(str(made["key"]))
+    output.note("Give raters the folder of the page, and keep the key: it says which picture is whose.")
+    output.record({**made, "page": str(made["page"]), "key": str(made["key"])})
+
+
+def _read_pairs(files: list[str], key: Path | None, output: Output) -> None:
+    """Preference rates from answers."""
+    if key is None:
+        raise UsageError("The answers say nothing without the key.", "Give it: --key RUN/pairs-key.json")
+    from profusion_cli.evaluation.pairs import read_answers, read_key, summarise, table
+
+    summary = summarise(read_key(key), read_answers(files))
+    for warning in summary.warnings:
+        output.warn(warning)
+    output.line(table(summary))
+    output.record(summary.as_dict())
+
+
+def _run(
+    name: str,
+    target: Path,
+    photos: list[str] | None,
+    only: str | None,
+    limit: int | None,
+    go_on: bool,
+    keep_bundles: bool,
+    device: str | None,
+    output: Output,
+) -> None:
+    """Make, judge and report."""
+    from dataclasses import replace
+
+    from profusion_cli.evaluation.study import read_study, with_photos
+
+    plan = read_study(name)
+    if photos is not None:
+        plan = with_photos(plan, photos)
+    if device is not None:
+        plan = replace(plan, settings={**plan.settings, "device": device})
+    methods = plan.chosen(only)
+
+    from profusion_cli.evaluation.report import versions, write_report
+    from profusion_cli.evaluation.runner import Run, write_json
+    from profusion_cli.evaluation.subjects import photo_of
+    from profusion_cli.runtime.device import resolve_placement
+
+    config = plan.config(methods[0])
+    placement = resolve_placement(config.device, config.dtype, training=False)
+    run = Run(target, plan, limit, output, placement.device, keep_bundles)
+    run.open(go_on)
+    cells = run.cells(methods)
+    run.make(cells)
+    run.judge(cells)
+    rows = run.results(cells)
+    record = {
+        "study": plan.name,
+        "versions": versions(),
+        "device": str(placement.device),
+        "dtype": str(placement.dtype),
+        "seed": config.seed,
+        "cells": {f"{cell.method.name} / {cell.subject.name}": cell.mark for cell in cells if cell.made is not None},
+        "missing": run.missing,
+        "failed": run.failed,
+    }
+    write_json(target / RESULTS, {**record, "pictures": rows})
+    photos = {subject.name: photo_of(subject, config) for subject in run.subjects}
+    for problem in write_report(target, plan, only, rows, record, photos):
+        output.warn(problem)
+    for file in ("tables.md", "report.html"):
+        output.line(str(target / file))
+    output.record({"path": str(target), "pictures": len(rows), "missing": run.missing, "failed": run.failed})
+    if run.failed:
+        error = ProfusionError(
+            f"{len(run.failed)} of {len(cells)} cells failed.", "Run the same command again to try them once more."
+        )
+        error.exit_code = run.failed[0]["exit_code"]
+        raise error

@@ -1,0 +1,1 @@
+"""Judging pictures: metrics, studies, and what people prefer."""

@@ -1,0 +1,270 @@
+"""What a study found: `results.json`, `tables.md` and `report.html`."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from profusion_cli import __version__
+from profusion_cli.errors import UnavailableError
+from profusion_cli.evaluation.statistics import Interval, bootstrap
+from profusion_cli.evaluation.study import Figure, Study
+from profusion_cli.files import atomic_output
+from profusion_cli.images import contact_sheet
+
+LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "deepface")
+RECONSTRUCTION = "reconstruction: "
+CELL = 96
+Row = Mapping[str, Any]
+
+
+def values_of(rows: Sequence[Row], method: str, column: str) -> dict[str, list[float]]:
+    """Scores of one method by subject; `reconstruction: ` before the column asks for pictures of "a photo of S*"."""
+    concept, name = column.startswith(RECONSTRUCTION), column.removeprefix(RECONSTRUCTION)
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        value = row["scores"].get(name)
+        if row["method"] == method and row["reconstruction"] == concept and value is not None:
+            found.setdefault(row["subject"], []).append(value)
+    return found
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """All columns that any picture has a score in."""
+    found = {
+        (RECONSTRUCTION if row["reconstruction"] else "") + name: None
+        for row in sorted(rows, key=lambda row: row["reconstruction"])
+        for name, value in row["scores"].items()
+        if value is not None
+    }
+    return list(found)
+
+
+def summarise(rows: Sequence[Row], method: str, columns: Sequence[str]) -> dict[str, Any]:
+    """Number of subjects and of pictures (of the prompts), and each column with its interval over subjects."""
+    mine = [row for row in rows if row["method"] == method]
+    return {
+        "method": method,
+        "subjects": len({row["subject"] for row in mine}),
+        "pictures": sum(not row["reconstruction"] for row in mine),
+        "reconstructions": sum(row["reconstruction"] for row in mine),
+        "scores": {column: bootstrap(values_of(mine, method, column)) for column in columns},
+    }
+
+
+def shown(interval: Interval) -> str:
+    """A mean and its interval, or nothing where there was nothing to judge."""
+    mean, low, high = interval
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+
+
+def table_of(study: Study, output: Figure, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of a table; methods without a picture stand in it too."""
+    wanted = output.methods or tuple(dict.fromkeys(method.family for method in study.methods))
+    methods = [m.name for name in wanted for m in study.methods if name in (m.name, m.family)]
+    columns = list(output.columns) or columns_of(rows)
+    body = []
+    for method in dict.fromkeys(methods):
+        summary = summarise(rows, method, columns)
+        counts = [str(summary["subjects"]), str(summary["pictures"])]
+        body.append([method, *counts, *(shown(summary["scores"][column]) for column in columns)])
+    return ["method", "subjects", "pictures", *columns], body
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
+    """A plot of two columns with their intervals, families of methods as lines.
+
+    Raises:
+        UnavailableError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure as Plot
+    except ImportError:
+        raise UnavailableError(
+            "Plots need matplotlib, which is not installed.", "Install it: pip install 'profusion[evaluation]'."
+        ) from None
+    plot = Plot(figsize=(8, 5.5), layout="constrained")
+    axes = plot.add_subplot()
+    wanted = output.methods or tuple(dict.fromkeys(method.family for method in study.methods))
+    for number, family in enumerate(wanted):
+        points = [
+            summarise(rows, m.name, (output.x, output.y))["scores"]
+            for m in study.methods
+            if family in (m.name, m.family)
+        ]
+        points = [point for point in points if not any(map(math.isnan, (*point[output.x], *point[output.y])))]
+        if not points:
+            continue
+        across, up = (list(zip(*(point[column] for point in points), strict=True)) for column in (output.x, output.y))
+        errors = [
+            [
+                [mean - low for mean, low in zip(c[0], c[1], strict=True)],
+                [h - m for m, h in zip(c[0], c[2], strict=True)],
+            ]
+            for c in (across, up)
+        ]
+        axes.errorbar(
+            across[0], up[0], xerr=errors[0], yerr=errors[1], label=family, elinewidth=0.6, capsize=2,
+            marker="osD^vPX*"[number % 8], markersize=5, linewidth=1.2, alpha=0.85,
+        )  # fmt: skip
+    axes.set(xlabel=output.x, ylabel=output.y)
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend(fontsize=8)
+    buffer = io.StringIO()
+    plot.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def sheet_of(
+    study: Study, output: Figure, rows: Sequence[Row], folder: Path, photo: Image.Image | None
+) -> Image.Image | None:
+    """Pictures of one subject, a row for each method; None where there are none."""
+    names = list(dict.fromkeys(row["subject"] for row in rows))
+    if output.subject >= len(names):
+        return None
+    wanted = output.methods or tuple(method.name for method in study.methods)
+    lines = []
+    for method in (m for name in wanted for m in study.methods if name in (m.name, m.family)):
+        files = {}
+        for row in rows:
+            if row["method"] == method.name and row["subject"] == names[output.subject] and not row["reconstruction"]:
+                files.setdefault(row["prompt"], folder / row["file"])
+        pictures = []
+        for file in files.values():
+            with Image.open(file) as image:
+                pictures.append(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS))
+        if pictures:
+            lines.append((method.name, pictures))
+    references = [] if photo is None else [(names[output.subject], photo.resize((CELL, CELL)))]
+    return contact_sheet(lines, references, CELL) if lines else None
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the numbers may depend on."""
+    found = {"profusion": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def prompts_under(study: Study, rows: Sequence[Row], output: Figure) -> str:
+    """The prompts of a sheet, in the order of its pictures."""
+    names = list(dict.fromkeys(row["subject"] for row in rows))
+    mine = [r for r in rows if r["subject"] == names[output.subject] and not r["reconstruction"]]
+    return " | ".join(dict.fromkeys(row["prompt"] for row in mine))
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px } td, th { padding: 4px 10px; border-bottom: 1px solid #ddd;
+text-align: left } th { border-bottom: 2px solid #999 } img, svg { max-width: 100%; height: auto } code, pre {
+font-size: 12px; background: #f5f5f3; padding: 2px 4px } .warn { background: #fff3d6; padding: .5em 1em } """
+
+
+def write_report(
+    folder: Path,
+    study: Study,
+    only: str | None,
+    rows: Sequence[Row],
+    record: Mapping[str, Any],
+    photos: Mapping[str, Image.Image],
+) -> list[str]:
+    """Write `tables.md` and `report.html`.
+
+    Args:
+        folder: of the run.
+        study: see above.
+        only: the one output that is wanted; None: all.
+        rows: of `Run.results`.
+        record: what is told of the run beside: versions, hashes, failures.
+        photos: of the subjects, by name.
+
+    Returns:
+        What could not be made, in sentences.
+    """
+    outputs = study.outputs or {"all": Figure("All methods")}
+    outputs = {key: output for key, output in outputs.items() if only in (None, key)}
+    problems: list[str] = []
+    text, page = [f"# {study.name}", study.description], [f"<h1>{html.escape(study.name)}</h1>"]
+    page.append(f"<p>{html.escape(study.description)}</p>")
+    names = list(dict.fromkeys(row["subject"] for row in rows))
+    for warning in [f"Not judged: {key}: {why}" for key, why in record["missing"].items()] + [
+        f"Failed: {item['method']}, {item['subject']}: {item['error']}" for item in record["failed"]
+    ]:
+        page.append(f'<p class="warn">{html.escape(warning)}</p>')
+        text.append(f"> {warning}")
+    for key, output in outputs.items():
+        text.append(f"## {output.title}")
+        page.append(f"<h2 id='{html.escape(key)}'>{html.escape(output.title)}</h2>")
+        if output.kind == "sheet":
+            photo = photos.get(names[output.subject]) if output.subject < len(names) else None
+            sheet = sheet_of(study, output, rows, folder, photo)
+            if sheet is None:
+                text.append("No pictures yet.")
+                page.append("<p>No pictures yet.</p>")
+                continue
+            name = f"{key}.png"
+            with atomic_output(folder / name, force=True) as file:
+                sheet.quantize(240, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+            data = base64.b64encode((folder / name).read_bytes()).decode()
+            prompts = prompts_under(study, rows, output)
+            text.append(f"![{output.title}]({name})\n\n{prompts}")
+            page.append(f'<img alt="{html.escape(output.title)}" src="data:image/png;base64,{data}">')
+            page.append(f"<p>{html.escape(prompts)}</p>")
+            continue
+        if output.kind == "curve":
+            try:
+                svg = curve_svg(study, output, rows)
+            except UnavailableError as error:
+                problems.append(f"{error.message} {error.hint}")
+                page.append(f'<p class="warn">{html.escape(problems[-1])}</p>')
+            else:
+                with atomic_output(folder / f"{key}.svg", force=True) as file:
+                    file.write(svg.encode())
+                text.append(f"![{output.title}]({key}.svg)")
+                page.append(svg)
+            if not output.columns:
+                output = Figure(output.title, "table", output.methods, (output.x, output.y))
+        head, body = table_of(study, output, rows)
+        text.append(markdown(head, body))
+        cells = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+        cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in body]
+        page.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>")
+    note = "Means over subjects, with 95 % bootstrap intervals over subjects."
+    text.append(note)
+    page.append(f"<p>{note}</p><h2>How it was made</h2><pre>{html.escape(details(record))}</pre>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(study.name)}</title>'
+    document = f"{head}<style>{STYLE}</style><body>{''.join(page)}</body></html>\n"
+    for name, content in {"tables.md": "\n\n".join(text) + "\n", "report.html": document}.items():
+        with atomic_output(folder / name, force=True) as file:
+            file.write(content.encode())
+    return problems
+
+
+def details(record: Mapping[str, Any]) -> str:
+    """Versions, seeds and hashes as readable YAML."""
+    import yaml
+
+    return yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,450 @@
+"""Making the pictures of a study and having them judged; what is finished is never done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from profusion_cli.bundle import read_bundle
+from profusion_cli.config import Config, flat
+from profusion_cli.console import Output
+from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
+from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
+from profusion_cli.evaluation.pairs import Entry
+from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, Method, Study, digest, read_study
+from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
+from profusion_cli.faceworld.data import draw_portraits
+from profusion_cli.files import atomic_output
+from profusion_cli.methods import class_noun
+from profusion_cli.presets import local_path
+from profusion_cli.prompts import parse_prompt
+from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.device import resolve_placement
+from profusion_cli.runtime.hub import file_sha256
+from profusion_cli.runtime.sampling import Sampler, subject_weights
+from profusion_cli.runtime.text_to_image import TextToImage
+
+STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
+PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
+"""What of the configuration a pre-training depends on."""
+KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one subject: the unit of work.
+
+    Args:
+        method, subject: see above.
+        number: of the subject, from 0, which its noise depends on.
+        config: the resolved configuration.
+        mark: a digest of all that its pictures depend on.
+        folder: where its pictures are.
+    """
+
+    method: Method
+    subject: Subject
+    number: int
+    config: Config
+    mark: str
+    folder: Path
+
+    @property
+    def made(self) -> dict[str, Any] | None:
+        """What `cell.json` says of the finished cell: pictures and seconds; None where it is to be made."""
+        record = read_json(self.folder / CELL_FILE)
+        return record if record is not None and record.get("mark") == self.mark else None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds, or None where there is none, or none that is whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path, force=True) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode())
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name; names that look alike get different ones."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60]
+    return f"{words}-{sha256(name.encode()).hexdigest()[:6]}"
+
+
+class CommandError(ProfusionError):
+    """A command that a cell needs has failed, and said why."""
+
+    def __init__(self, command: str, exit_code: int) -> None:
+        super().__init__(f"`profusion {command}` failed with exit code {exit_code}; what it said stands above.")
+        self.exit_code = exit_code
+
+
+class Run:
+    """A folder with everything that a study leaves behind.
+
+    Args:
+        folder: it is made where it is not there.
+        study: see above.
+        limit: how many of the subjects; None: all.
+        output: where progress goes.
+        device: that metrics run on.
+        keep_bundles: keep the subjects' bundles, of which every method makes one for every subject.
+
+    Raises:
+        ConfigError: subjects or metrics that are not there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: Study,
+        limit: int | None = None,
+        output: Output | None = None,
+        device: torch.device | None = None,
+        keep_bundles: bool = False,
+    ) -> None:
+        self.folder, self.study, self.keep_bundles = folder, study, keep_bundles
+        self.output = output or Output(quiet=True)
+        self.subjects = subjects_of(study)[:limit]
+        self.metrics = [
+            (metric, digest([key, metric.name, dict(options)]))
+            for key, options in study.metrics.items()
+            for metric in make_metrics(key, options, device or torch.device("cpu"))
+        ]
+        self.marks = {metric.name: mark for metric, mark in self.metrics}
+        self.failed: list[dict[str, Any]] = []
+        self.missing: dict[str, str] = {}
+
+    def open(self, go_on: bool) -> None:
+        """Make the folder, or go on in it.
+
+        Args:
+            go_on: even where the study has changed since; what has changed is made again.
+
+        Raises:
+            OutputError: the folder holds a run of another study, or cannot be written.
+        """
+        path = self.folder / STUDY_FILE
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        text = yaml.safe_dump(self.study.standalone(), sort_keys=False, allow_unicode=True)
+        if before is not None and before != text and not go_on:
+            raise OutputError(
+                f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.",
+                "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
+                "others are kept.",
+            )
+        if before is None and self.folder.exists() and any(self.folder.iterdir()):
+            raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if before != text:
+            with atomic_output(path, force=True) as file:
+                file.write(text.encode())
+
+    def cells(self, methods: Sequence[Method]) -> list[Cell]:
+        """All cells of these methods."""
+        found = []
+        for method in methods:
+            config = self.study.config(method)
+            for number, subject in enumerate(self.subjects[: self.study.counts_of(method).subjects]):
+                own = replace(config, class_word=subject.class_word or config.class_word)
+                folder = self.folder / "cells" / slug(method.name) / slug(subject.name)
+                found.append(Cell(method, subject, number, own, self._mark(method, subject, number, own), folder))
+        return found
+
+    def _mark(self, method: Method, subject: Subject, number: int, config: Config) -> str:
+        unused = ("device", "description") if method.pretrain else ("device", "description", "pretrain")
+        settings = {key: value for key, value in config.as_dict().items() if key not in unused}
+        jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
+        photo = file_sha256(subject.file) if subject.file else [subject.seed, dict(method.photo)]
+        return digest([method.kind, method.augment, photo, settings, jobs, _weights_mark(config)])
+
+    def _jobs(self, method: Method, number: int, config: Config) -> Iterator[tuple[str, int]]:
+        return self.study.jobs(method, number, config.concept_prompt)
+
+    def make(self, cells: Sequence[Cell]) -> None:
+        """Make the pictures of all cells that have none yet.
+
+        A cell that fails is told of and left out, and made when the study is run again.
+        """
+        wanted = [cell for cell in cells if cell.made is None]
+        wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, _bundle_key(cell)))
+        started, done = time.perf_counter(), 0
+        with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
+            for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, _bundle_key(cell))):
+                members = list(group)
+                try:
+                    self._make_group(members, stack)
+                except ProfusionError as error:
+                    self._fail(members, error)
+                done += len(members)
+                spent = time.perf_counter() - started
+                step(done, members[-1].method.name)
+                if not self.output.stderr.is_terminal:
+                    left = time.strftime("%H:%M:%S", time.gmtime(spent / done * (len(wanted) - done)))
+                    self.output.note(
+                        f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}; "
+                        f"{left} left."
+                    )
+
+    def _fail(self, cells: Sequence[Cell], error: ProfusionError) -> None:
+        for cell in cells:
+            self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}")
+            told = {"method": cell.method.name, "subject": cell.subject.name, "error": error.message}
+            self.failed.append({**told, "exit_code": error.exit_code})
+
+    def _make_group(self, cells: Sequence[Cell], stack: ExitStack) -> None:
+        """Cells of one kind and subject that draw from the same bundle."""
+        first = cells[0]
+        if first.method.kind == DRAWN:
+            for cell in cells:
+                self._save(cell, lambda text, indices, cell=cell: self._drawn(cell, text, indices))
+            return
+        if first.method.kind in (BASE, DESCRIBED):
+            model = self._model(TextToImage, first.config, stack)
+            for cell in cells:
+                self._save(cell, lambda text, indices, cell=cell: _draw_text(model, cell, text, indices))
+            return
+        bundle = self.bundle(first)
+        base = self._model(BaseModel, first.config, stack)
+        base.release("unet")  # the last subject's changes are in it
+        studio = Studio(base, bundle, first.config)
+        for cell in cells:
+            self._save(cell, lambda text, indices, cell=cell: studio.draw(text, cell.config, indices))
+        if not self.keep_bundles:
+            for path in bundle.parent.glob(f"{slug(first.subject.name)}-*.pfz"):
+                if path == bundle:
+                    path.unlink()
+
+    def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
+        """The base model, loaded once for all cells that use it in the same way."""
+        key = (cls, config.base, config.device, config.dtype)
+        if getattr(self, "_open", (None,))[0] != key:
+            stack.close()
+            placement = resolve_placement(config.device, config.dtype, training=False)
+            self._open = key, stack.enter_context(cls(config.base, placement))
+        return self._open[1]
+
+    def _save(self, cell: Cell, draw: Any) -> None:
+        """Draw all pictures of a cell; it is finished when `cell.json` is there."""
+        started = time.perf_counter()
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / CELL_FILE).unlink(missing_ok=True)
+        pictures = []
+        jobs = self._jobs(cell.method, cell.number, cell.config)
+        for text, group in groupby(jobs, lambda job: job[0]):
+            indices = [index for _, index in group]
+            for index, image in zip(indices, draw(text, indices), strict=True):
+                name = f"{re.sub(r'[^A-Za-z0-9]+', '-', text).strip('-')[:60]}-{index}.png"
+                with atomic_output(cell.folder / name, force=True) as file:
+                    image.save(file, "PNG")
+                pictures.append({"prompt": text, "index": index, "file": name})
+        seconds = round(time.perf_counter() - started, 2)
+        record = {"mark": cell.mark, "method": cell.method.name, "subject": cell.subject.name, "seconds": seconds}
+        write_json(cell.folder / CELL_FILE, {**record, "pictures": pictures})
+
+    def _drawn(self, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
+        return [drawn(cell.subject.seed, self.study.asks(text), index) for index in indices]
+
+    def bundle(self, cell: Cell) -> Path:
+        """The subject bundle of a cell, by the ordinary commands."""
+        photo = photo_file(cell.subject, cell.method.photo, self.folder / "photos")
+        unused = ("preset", "sample", "pretrain")
+        settings = {key: value for key, value in cell.config.as_dict().items() if key not in unused}
+        if cell.method.pretrain:
+            settings["promptnet"] |= {"weights": str(self._promptnet(cell)), "sha256": None, "note": ""}
+        source, flags = photo, ["--no-augment"]
+        if cell.method.augment and cell.config.finetune.steps > 0:
+            chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed")}
+            if settings["augment"]["inpaint"]:
+                chosen["dtype"] = settings["dtype"]
+            source, flags = self._command("augment", cell, photo, chosen), []
+        return self._command("finetune", cell, source, settings, *flags)
+
+    def _promptnet(self, cell: Cell) -> Path:
+        """The PromptNet that a method pre-trains for itself, once for all subjects; it goes on where it was cut off."""
+        settings = {key: value for key, value in cell.config.as_dict().items() if key in PRETRAINING}
+        folder = self.folder / "promptnets"
+        target = folder / f"{digest([settings, self.study.pretrain_on])}.pfz"
+        if target.exists():
+            return target
+        listing = self.study.pretrain_on
+        if isinstance(listing, int):
+            listing = draw_portraits(folder / "portraits", listing, SIDE)
+        work = target.with_suffix(".work")
+        flags = ["--work", str(work), "--cache", str(folder / "cache"), "--dtype", cell.config.dtype]
+        flags += ["--resume"] if any(work.glob("checkpoint-*")) else ["--force"]
+        self._run("pretrain", str(listing), target, settings, *flags)
+        return target
+
+    def _command(self, command: str, cell: Cell, source: Path, settings: Mapping[str, Any], *flags: str) -> Path:
+        """What a command makes of a source, from the disk where it was made before."""
+        name = f"{slug(cell.subject.name)}-{digest([command, str(source.name), settings, flags])}.pfz"
+        target = self.folder / "bundles" / command / name
+        if target.exists():
+            return target
+
+        self._run(command, str(source), target, settings, "--force", *flags)
+        return target
+
+    def _run(self, command: str, source: str, target: Path, settings: Mapping[str, Any], *flags: str) -> None:
+        from profusion_cli.app import app
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        given = [f"--set={key}={json.dumps(value)}" for key, value in flat(settings).items()]
+        arguments = [command, source, "-o", str(target), "--preset", self.study.preset, "-q", *given]
+        with redirect_stdout(sys.stderr):  # standard output is the results'
+            code = app([*arguments, *flags], standalone_mode=False)
+        if code in (130, 143):
+            raise KeyboardInterrupt
+        if code:
+            raise CommandError(command, code)
+
+    def judge(self, cells: Sequence[Cell]) -> None:
+        """Have every metric judge what it has not judged yet; one that cannot is told of, and the others go on."""
+        finished = [cell for cell in cells if cell.made is not None]
+        while self.metrics:
+            metric, mark = self.metrics.pop(0)  # so that its model is let go before the next is loaded
+            todo = [cell for cell in finished if self._scores(cell, metric.name, mark) is None]
+            try:
+                with self.output.progress(f"Judging: {metric.name}", len(todo)) as step:
+                    for number, cell in enumerate(todo):
+                        self._judge(cell, metric, mark)
+                        step(number + 1)
+            except UnavailableError as error:
+                self.missing[metric.name] = f"{error.message} {error.hint}"
+                self.output.warn(f"{metric.name}: {self.missing[metric.name]}")
+
+    def _score_file(self, cell: Cell, metric: str) -> Path:
+        return cell.folder / f"scores-{slug(metric)}.json"
+
+    def _scores(self, cell: Cell, metric: str, mark: str) -> list[dict[str, float | None]] | None:
+        record = read_json(self._score_file(cell, metric))
+        return (
+            record["scores"] if record is not None and [record["cell"], record["mark"]] == [cell.mark, mark] else None
+        )
+
+    def _judge(self, cell: Cell, metric: Metric, mark: str) -> None:
+        photo = photo_of(cell.subject, cell.config)
+        judged = []
+        for picture in cell.made["pictures"]:
+            with Image.open(cell.folder / picture["file"]) as image:
+                text = parse_prompt(picture["prompt"]).twin([cell.config.class_word])
+                judged.append(Judged(image.convert("RGB"), photo, text, self.study.asks(picture["prompt"])))
+        record = {"cell": cell.mark, "mark": mark, "scores": metric.score(judged)}
+        write_json(self._score_file(cell, metric.name), record)
+
+    def results(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """Every picture of these cells that is finished, with its scores."""
+        rows = []
+        for cell in cells:
+            if cell.made is None:
+                continue
+            scores = [self._scores(cell, name, mark) for name, mark in self.marks.items()]
+            for number, picture in enumerate(cell.made["pictures"]):
+                values: dict[str, float | None] = {}
+                for judged in scores:
+                    values |= judged[number] if judged is not None else {}
+                is_concept = picture["prompt"] == cell.config.concept_prompt
+                rows.append(
+                    {
+                        "method": cell.method.name,
+                        "family": cell.method.family,
+                        "subject": cell.subject.name,
+                        "prompt": picture["prompt"],
+                        "reconstruction": is_concept,
+                        "index": picture["index"],
+                        "file": os.path.relpath(cell.folder / picture["file"], self.folder),
+                        "scores": values,
+                    }
+                )
+        return rows
+
+
+class Studio:
+    """Draws one subject under many sampling settings without loading anything twice."""
+
+    def __init__(self, base: BaseModel, bundle: Path, config: Config) -> None:
+        opened = read_bundle(bundle.read_bytes(), bundle.name)
+        concept = [parse_prompt(config.concept_prompt)]
+        self.sampler = Sampler(base, [opened], [config.class_word], concept, config)
+        self.sampler.weigh((1.0,))
+
+    def draw(self, text: str, config: Config, indices: Sequence[int]) -> list[Image.Image]:
+        """Pictures j of a prompt; each has the noise of seed + j."""
+        self.sampler.settings = config.sample
+        self.sampler.timesteps = self.sampler.base.timesteps(config.sample.steps)
+        tokens = self.sampler.tokenize(parse_prompt(text), [config.class_word])
+        scales, _ = subject_weights(config.sample, 1)
+        size, images = config.sample.batch_size, []
+        for first in range(0, len(indices), size):
+            images += self.sampler.draw_batch(tokens, scales, indices[first : first + size], lambda _: None)
+        return images
+
+
+def _draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
+    """The base model alone, with the class word for S*, at the method's text guidance."""
+    settings = cell.config.sample
+    words = cell.subject.description if cell.method.kind == DESCRIBED else cell.config.class_word
+    prompt = parse_prompt(text).twin([words])
+    return model.draw(prompt, indices, settings, settings.text_guidance, cell.config.seed)
+
+
+def _bundle_key(cell: Cell) -> str:
+    """What the bundle of a cell depends on beside its subject."""
+    if cell.method.kind != SUBJECT:
+        return ""
+    settings = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
+    return digest([cell.method.augment, dict(cell.method.photo), settings])
+
+
+def _weights_mark(config: Config) -> str | None:
+    """SHA-256 of PromptNet's file, where it is one."""
+    path = local_path(config.promptnet.weights or "")
+    return file_sha256(Path(path)) if os.path.isfile(path) else None
+
+
+def comparison_of(folder: Path) -> tuple[Study, list[Entry], int]:
+    """The study of a run, its finished pictures for people to compare, and the seed.
+
+    Raises:
+        InputError: no run.
+        ConfigError: a study that names no methods to compare.
+    """
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        raise InputError(f"'{folder}' holds no run.", "Make one with `profusion evaluate STUDY -o DIR`.")
+    study = read_study(str(path))
+    if study.pairs is None:
+        raise ConfigError(
+            f"The study in '{folder}' names no methods to compare.", "Add `pairs: {ours: ..., others: [...]}` to it."
+        )
+    run = Run(folder, study)
+    chosen = [method for method in study.methods if method.name in (study.pairs.ours, *study.pairs.others)]
+    entries = []
+    for cell in run.cells(chosen):
+        photo = photo_file(cell.subject, {}, folder / "photos")
+        for picture in cell.made["pictures"] if cell.made is not None else ():
+            file = cell.folder / picture["file"]
+            prompt = parse_prompt(picture["prompt"]).twin([f"this {class_noun(cell.config.class_word)}"])
+            entries.append(Entry(cell.method.name, cell.subject.name, prompt, picture["index"], file, photo))
+    return study, entries, study.config(chosen[0]).seed

@@ -1,0 +1,417 @@
+"""Studies: which subjects, prompts, methods and metrics, and what is made of their scores; YAML files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from profusion_cli.config import Config, build, build_config, merge, nested
+from profusion_cli.errors import ConfigError, InputError
+from profusion_cli.methods import PROFUSION, method_of
+from profusion_cli.presets import BAD_YAML, preset_folder, read_preset
+from profusion_cli.prompts import parse_prompt
+
+SUBJECT, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "base", "described", "drawn")
+STUDIES = "studies"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One subject: a file, what it is called, what it is, and in what words the base model could be asked for it."""
+
+    file: str
+    name: str = ""
+    class_word: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class People:
+    """Subjects that the face world draws: so many of a split, from a number on."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    first: int = 0
+    count: int = 24
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Where the subjects come from: photos, or the face world."""
+
+    photos: tuple[Photo, ...] = ()
+    faceworld: People | None = None
+
+
+@dataclass(frozen=True)
+class StudyPrompt:
+    """A prompt with S*, and what a judge of the face world must see in its pictures."""
+
+    text: str
+    asks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much is drawn for each subject under a method; what is null is taken from the study."""
+
+    subjects: int | None = None
+    prompts: int | None = None
+    pictures: int | None = None
+    reconstructions: int | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table, or one point of a curve.
+
+    Args:
+        name: of the row.
+        family: of the curve that it is a point of; its own name where it is no point.
+        kind: `subject`; `base` is the base model alone, with the class word for S*, and `described` with the subject's
+            name or description; `drawn` is the face world's renderer.
+        augment: fine-tune on the photo and its augmentations, not on the photo alone; the baselines do not.
+        photo: attributes of the photo that the face world draws, such as where it was taken.
+        pretrain: keys of the configuration's section `pretrain`, for a PromptNet of its own; empty: the preset's.
+        settings: nested keys of the configuration that differ from the study's.
+        counts: how much is drawn.
+    """
+
+    name: str
+    family: str
+    kind: str
+    augment: bool
+    photo: Mapping[str, str]
+    pretrain: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is made of the scores: a table, a plot of two columns along families of methods, or a sheet of pictures.
+
+    Args:
+        title: above it.
+        kind: see above.
+        methods: names of methods or families, in order; none: all.
+        columns: of the table; none: all.
+        x, y: columns of a curve.
+        subject: whose pictures a sheet shows, from 0.
+    """
+
+    title: str
+    kind: Literal["table", "curve", "sheet"] = "table"
+    methods: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    x: str = ""
+    y: str = ""
+    subject: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What people are asked to compare: one method with each of some others, in so many pairs each."""
+
+    ours: str
+    others: tuple[str, ...]
+    count: int = 40
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, checked.
+
+    Args:
+        name: of the file.
+        description: for the report.
+        preset: of every method.
+        settings: nested keys of the configuration, the same for every method.
+        subjects, prompts: see above; prompts rotate, so that few subjects cover them all.
+        pretrain_on: what PromptNets are pre-trained on: pictures as for `profusion pretrain`, or how many portraits the
+            face world draws; None: nothing is pre-trained.
+        counts: how much is drawn of each.
+        metrics: options of each metric, by its name.
+        methods: in order, sweeps unrolled.
+        outputs: in order, by name.
+        pairs: what people compare; None: nothing.
+        source: the mapping in its file.
+    """
+
+    name: str
+    description: str
+    preset: str
+    settings: Mapping[str, Any]
+    subjects: Subjects
+    prompts: tuple[StudyPrompt, ...]
+    pretrain_on: str | int | None
+    counts: Counts
+    metrics: Mapping[str, Mapping[str, Any]]
+    methods: tuple[Method, ...]
+    outputs: Mapping[str, Figure]
+    pairs: Comparison | None
+    source: Mapping[str, Any]
+
+    def config(self, method: Method) -> Config:
+        """The resolved configuration of a method."""
+        own = merge(self.settings, method.settings, {"pretrain": method.pretrain} if method.pretrain else {})
+        return build_config(merge(read_preset(self.preset, method_of(own)), own))
+
+    def counts_of(self, method: Method) -> Counts:
+        """How much a method draws: its own numbers, and the study's where it has none."""
+        own = {key: value for key, value in vars(method.counts).items() if value is not None}
+        return replace(self.counts, **own)
+
+    def jobs(self, method: Method, subject: int, concept_prompt: str) -> Iterator[tuple[str, int]]:
+        """Prompts and numbers of all pictures of a subject; no two methods or subjects share a number for chance.
+
+        Every method draws the same prompts with the same numbers, so that their pictures can be compared one by one.
+        """
+        counts = self.counts_of(method)
+        for index in range(counts.reconstructions):
+            yield concept_prompt, PER_SUBJECT * subject + index
+        for j in range(counts.prompts):
+            number = (subject * counts.prompts + j) % len(self.prompts)
+            for index in range(counts.pictures):
+                yield self.prompts[number].text, PER_SUBJECT * subject + PER_PROMPT * (number + 1) + index
+
+    def standalone(self) -> dict[str, Any]:
+        """The mapping in its file, with photos by their full paths: a study that can lie anywhere."""
+        if not self.subjects.photos:
+            return dict(self.source)
+        photos = [{**vars(photo), "file": os.path.abspath(photo.file)} for photo in self.subjects.photos]
+        return {**self.source, "subjects": {"photos": photos}}
+
+    def asks(self, text: str) -> Mapping[str, str]:
+        """What a judge must see in pictures of this prompt."""
+        return next((prompt.asks for prompt in self.prompts if prompt.text == text), {})
+
+    def chosen(self, output: str | None) -> tuple[Method, ...]:
+        """The methods that an output needs; all where there is none.
+
+        Raises:
+            ConfigError: there is no such output.
+        """
+        if output is None:
+            return self.methods
+        if output not in self.outputs:
+            raise ConfigError(
+                f"The study '{self.name}' has no table or figure '{output}'.", _near(output, list(self.outputs))
+            )
+        wanted = self.outputs[output].methods
+        return tuple(m for m in self.methods if not wanted or m.name in wanted or m.family in wanted)
+
+
+PER_SUBJECT, PER_PROMPT = 10_000, 100
+"""Room for the numbers of the pictures: what tells the noise of one from that of another."""
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits of plain data."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Name and file of every shipped study."""
+    return {path.stem: path for path in sorted((preset_folder() / STUDIES).glob("*.yaml"))}
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(known)}."
+
+
+def read_study(name: str) -> Study:
+    """A study, by the name of a shipped one or the path of a file.
+
+    Raises:
+        ConfigError: no such study, no YAML, or something in it that is unknown or makes no sense.
+    """
+    shipped = shipped_studies()
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise ConfigError(f"There is no study '{name}'.", _near(name, list(shipped)) + " Or give a YAML file.")
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The study '{path}' cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except BAD_YAML as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ConfigError(f"The study '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
+    return build_study(source, path.stem, path.parent)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The keys of a study file."""
+
+    preset: str
+    prompts: list[Any]
+    methods: dict[str, Any]
+    subjects: Subjects = Subjects()
+    description: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    pretrain_on: Any = None
+    prompts_per_subject: int | None = None
+    pictures: int = 1
+    reconstructions: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    pairs: Comparison | None = None
+
+
+def with_photos(study: Study, places: Sequence[str]) -> Study:
+    """The study on these photos, or the photos in these folders; a file's name is that of its subject.
+
+    Raises:
+        InputError: a place without photos.
+    """
+    files: list[Path] = []
+    for place in map(Path, places):
+        found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
+        if not found or not found[0].is_file():
+            raise InputError(f"'{place}' holds no photos.", f"Give pictures, or a folder of {', '.join(SUFFIXES)}.")
+        files += found
+    photos = [{"file": str(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()} for file in files]
+    source = {**study.source, "subjects": {"photos": photos}}
+    return build_study(source, study.name, Path())
+
+
+def build_study(source: Any, name: str, folder: Path) -> Study:
+    """A study from the mapping in its file.
+
+    Args:
+        source: see above.
+        name: of the study.
+        folder: that photos with relative names lie in.
+
+    Raises:
+        ConfigError: something that is unknown or makes no sense, with its key.
+    """
+    given = build(_Source, source, "")
+    if not given.prompts:
+        raise ConfigError("prompts is empty.", 'Give one at least, such as "S* on a beach".')
+    prompts = tuple(
+        build(StudyPrompt, {"text": item} if isinstance(item, str) else item, f"prompts[{number}]")
+        for number, item in enumerate(given.prompts)
+    )
+    per_subject = given.prompts_per_subject or len(prompts)
+    counts = Counts(None, per_subject, given.pictures, given.reconstructions)
+    methods = tuple(method for key, values in given.methods.items() for method in _methods(str(key), values))
+    subjects = replace(
+        given.subjects,
+        photos=tuple(replace(p, file=str(folder / os.path.expanduser(p.file))) for p in given.subjects.photos),
+    )
+    study = Study(
+        name,
+        given.description,
+        given.preset,
+        nested(given.settings),
+        subjects,
+        prompts,
+        given.pretrain_on,
+        counts,
+        {key: value or {} for key, value in given.metrics.items()},
+        methods,
+        {str(key): build(Figure, value, f"outputs.{key}") for key, value in given.outputs.items()},
+        given.pairs,
+        source,
+    )
+    _check(study)
+    return study
+
+
+OWN = (
+    *("kind", "augment", "photo", "pretrain", "sweep"),
+    *("subjects", "prompts_per_subject", "pictures", "reconstructions"),
+)
+"""Keys of a method that are no keys of the configuration."""
+
+
+def _methods(name: str, values: Any) -> Iterator[Method]:
+    """A method, or one for each value of its sweep."""
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(f"methods.{name} must be a mapping, not {values!r}.", "Indent its settings below it.")
+    values = dict(values or {})
+    own = {key: values.pop(key) for key in OWN if key in values}
+    counts = Counts(
+        *(own.get(key) for key in ("subjects", "prompts_per_subject", "pictures", "reconstructions")),
+    )
+    for key, number in vars(counts).items():
+        if number is not None and (not isinstance(number, int) or number < (0 if key == "reconstructions" else 1)):
+            raise ConfigError(f"methods.{name}: {number!r} is no number of {key}.", "Give a whole number.")
+    kind, photo = own.get("kind", SUBJECT), own.get("photo", {})
+    augment = own.get("augment", (method_of(nested(values)) or PROFUSION) == PROFUSION)
+    if kind not in KINDS:
+        raise ConfigError(f"methods.{name}.kind={kind!r} is none of {', '.join(KINDS)}.", _near(str(kind), KINDS))
+    pretrain = own.get("pretrain", {})
+    if not isinstance(augment, bool) or not isinstance(photo, Mapping) or not isinstance(pretrain, Mapping):
+        raise ConfigError(
+            f"methods.{name}: augment is true or false, and photo and pretrain are mappings.", "Mend the study."
+        )
+    sweep = own.get("sweep", {})
+    if not isinstance(sweep, Mapping) or not all(isinstance(points, list) and points for points in sweep.values()):
+        raise ConfigError(
+            f"methods.{name}.sweep must hold lists of values by keys.", "For example: sample.gamma: [0, 1]"
+        )
+    points: list[dict[str, Any]] = [{}]
+    for key, choices in sweep.items():
+        points = [{**point, key: choice} for point in points for choice in choices]
+    for point in points:
+        title = ", ".join([name, *(f"{key.split('.')[-1]} {value}" for key, value in point.items())])
+        settings = merge(nested(values), nested(point))
+        own_pretrain = merge(pretrain, settings.pop("pretrain", {}))
+        yield Method(title, name, kind, augment, photo, own_pretrain, settings, counts)
+
+
+def _check(study: Study) -> None:
+    """What the parts of a study say of each other.
+
+    Raises:
+        ConfigError: see `build_study`.
+    """
+    if study.subjects.photos and study.subjects.faceworld:
+        raise ConfigError("subjects holds both photos and faceworld.", "Give one of the two.")
+    for prompt in study.prompts:
+        try:
+            parse_prompt(prompt.text)
+        except InputError as error:
+            raise ConfigError(error.message, error.hint) from None
+    names = [method.name for method in study.methods]
+    if not names:
+        raise ConfigError("methods is empty.", "Give one at least.")
+    for method in study.methods:
+        try:
+            study.config(method)
+        except ConfigError as error:
+            raise ConfigError(f"methods.{method.name}: {error.message}", error.hint) from None
+        if study.counts_of(method).prompts > len(study.prompts):
+            raise ConfigError(
+                f"methods.{method.name}: more prompts per subject than the {len(study.prompts)} that there are.",
+                "Give fewer, or add prompts.",
+            )
+        if method.kind == DRAWN and study.subjects.faceworld is None:
+            raise ConfigError(f"methods.{method.name}: only the face world is drawn.", "Leave the method out.")
+        if method.pretrain and study.pretrain_on is None:
+            raise ConfigError(f"methods.{method.name}: there is nothing to pre-train on.", "Set pretrain_on.")
+        if method.photo and study.subjects.faceworld is None:
+            raise ConfigError(f"methods.{method.name}: a photo on the disk is what it is.", "Leave `photo` out.")
+    for wanted in (study.pairs.ours, *study.pairs.others) if study.pairs else ():
+        if wanted not in names:
+            raise ConfigError(f"pairs: there is no method '{wanted}'.", _near(wanted, names))
+    families = [method.family for method in study.methods]
+    for key, output in study.outputs.items():
+        for wanted in output.methods:
+            if wanted not in names and wanted not in families:
+                raise ConfigError(f"outputs.{key}: there is no method '{wanted}'.", _near(wanted, names))
+        if output.kind == "curve" and not (output.x and output.y):
+            raise ConfigError(f"outputs.{key}: a curve needs x and y.", "Name two columns.")

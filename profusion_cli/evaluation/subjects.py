@@ -1,0 +1,118 @@
+"""The subjects of a study: photographs, or people of the face world."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from profusion_cli.config import Config
+from profusion_cli.errors import ConfigError
+from profusion_cli.evaluation.study import DESCRIBED, Study
+from profusion_cli.faceworld.captions import description
+from profusion_cli.faceworld.drawing import draw_face, random_pose
+from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, Context, identity
+from profusion_cli.files import atomic_output, read_source
+from profusion_cli.images import crop_square, decode_photo
+
+SIDE = 64
+"""Of the face world's pictures, in pixels."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject.
+
+    Args:
+        name: of its row; no two have the same.
+        class_word: what it is; None: the preset's.
+        description: in what words the base model can be asked for it.
+        file: of its photo; None: drawn.
+        seed: of a person of the face world.
+    """
+
+    name: str
+    class_word: str | None = None
+    description: str = ""
+    file: Path | None = None
+    seed: int = 0
+
+
+def subjects_of(study: Study) -> list[Subject]:
+    """All subjects of a study, in order.
+
+    Raises:
+        ConfigError: a photo that is not there, two of one name, or more people than the face world's split has.
+    """
+    people = study.subjects.faceworld
+    if people is not None:
+        seeds = SPLITS[people.split]
+        if people.first + people.count > len(seeds) or people.count < 1 or people.first < 0:
+            raise ConfigError(
+                f"subjects.faceworld: the split {people.split} has {len(seeds)} people, and these are "
+                f"{people.first} to {people.first + people.count - 1}.",
+                "Ask for fewer.",
+            )
+        for method in study.methods:
+            if wrong := [key for key, value in method.photo.items() if value not in ATTRIBUTES.get(key, ())]:
+                raise ConfigError(
+                    f"methods.{method.name}: a photo with this {', '.join(wrong)} cannot be drawn.",
+                    f"Attributes are {', '.join(ATTRIBUTES)}.",
+                )
+        numbers = range(people.first, people.first + people.count)
+        return [
+            Subject(f"{people.split}-{number:03d}", None, description(identity(seeds[number])), seed=seeds[number])
+            for number in numbers
+        ]
+    if not study.subjects.photos:
+        raise ConfigError(f"The study '{study.name}' names no subjects.", "Give photos with --photos FILE|FOLDER.")
+    found = [
+        Subject(p.name or Path(p.file).stem, p.class_word, p.description, Path(p.file)) for p in study.subjects.photos
+    ]
+    described = [method.name for method in study.methods if method.kind == DESCRIBED]
+    for subject in found:
+        if described and not subject.description:
+            raise ConfigError(
+                f"'{subject.name}' has no description, which the method '{described[0]}' needs.",
+                "Add `description`: a name that the base model knows, or what the subject looks like.",
+            )
+        if not subject.file.is_file():
+            raise ConfigError(f"There is no photo '{subject.file}'.", "Names are relative to the study's file.")
+        if [other.name for other in found].count(subject.name) > 1:
+            raise ConfigError(f"Two subjects are called '{subject.name}'.", "Give each a `name`.")
+    return found
+
+
+def reference_photo(seed: int, **context: str) -> Image.Image:
+    """The photo of a person of the face world, everyday but for what `context` says."""
+    return draw_face(identity(seed), Context(**context), random_pose(random.Random(f"reference {seed}")), SIDE)
+
+
+def drawn(seed: int, asks: Mapping[str, str], number: int) -> Image.Image:
+    """The renderer's own picture of what a prompt asks for: the ceiling."""
+    pose = random_pose(random.Random(f"ceiling {seed} {number}"))
+    return draw_face(identity(seed), Context(**asks), pose, SIDE)
+
+
+def photo_file(subject: Subject, context: Mapping[str, str], folder: Path) -> Path:
+    """The subject's photo as a file: its own, or drawn into the folder."""
+    if subject.file is not None:
+        return subject.file
+    words = " ".join([subject.name, *(f"{key}={value}" for key, value in sorted(context.items()))])
+    path = folder / f"{words}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_output(path) as file:
+            reference_photo(subject.seed, **context).save(file, "PNG")
+    return path
+
+
+def photo_of(subject: Subject, config: Config) -> Image.Image:
+    """The photo that pictures are compared with: the everyday one, as a square of the model's resolution."""
+    if subject.file is None:
+        return reference_photo(subject.seed)
+    photo = decode_photo(read_source(str(subject.file)), str(subject.file))
+    return crop_square(photo.image, config.base.resolution)

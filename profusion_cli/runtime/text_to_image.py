@@ -1,0 +1,75 @@
+"""The base model alone, through diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel
+
+from profusion_cli.config import SampleConfig
+from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.device import picture_generator
+
+
+class TextToImage(BaseModel):
+    """The base model as it is, all of it on the device in one precision."""
+
+    @cached_property
+    def pipeline(self) -> StableDiffusionPipeline:
+        """Diffusers' pipeline, with the DDIM schedule that `sample` uses."""
+        parts = {
+            "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
+            "vae": self._load("vae", AutoencoderKL, self.placement.dtype),
+            "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
+        }
+        with quiet_libraries():
+            pipeline = StableDiffusionPipeline(
+                **{name: part.to(self.placement.device) for name, part in parts.items()},
+                tokenizer=self.tokenizer,
+                scheduler=self.scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def draw(
+        self,
+        prompt: str,
+        indices: Sequence[int],
+        settings: SampleConfig,
+        guidance_scale: float,
+        seed: int,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> list[Image.Image]:
+        """Pictures j of a prompt without S*, each from the generator of seed + j.
+
+        Args:
+            prompt: plain text.
+            indices: the numbers j.
+            settings: steps, batch size, width and height, and the negative prompt.
+            guidance_scale: of plain classifier-free guidance.
+            seed: see above.
+            progress: called with the number of pictures done.
+        """
+        pictures: list[Image.Image] = []
+        for first in range(0, len(indices), settings.batch_size):
+            part = indices[first : first + settings.batch_size]
+            with quiet_libraries():
+                pictures += self.pipeline(
+                    [prompt] * len(part),
+                    negative_prompt=[settings.negative_prompt] * len(part),
+                    num_inference_steps=settings.steps,
+                    guidance_scale=guidance_scale,
+                    eta=settings.eta,
+                    generator=[picture_generator(seed, index) for index in part],
+                    height=settings.height or self.config.resolution,
+                    width=settings.width or self.config.resolution,
+                    clip_skip=self.config.clip_skip or None,
+                ).images
+            progress(len(pictures))
+        return pictures

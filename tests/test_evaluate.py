@@ -1,0 +1,320 @@
+"""`evaluate`: studies, what is made and judged once, what a kill leaves, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from profusion_cli.evaluation import runner
+from profusion_cli.evaluation.metrics import Judged, make_metrics
+from profusion_cli.evaluation.report import RECONSTRUCTION, markdown, summarise, table_of
+from profusion_cli.evaluation.runner import Run
+from profusion_cli.evaluation.study import build_study, read_study, shipped_studies
+from profusion_cli.evaluation.subjects import drawn, reference_photo, subjects_of
+from profusion_cli.faceworld.captions import vocabulary
+from profusion_cli.faceworld.judges import CLASSES
+from profusion_cli.faceworld.world import SPLITS
+from tests.conftest import draw_photo, ok, run
+
+PROMPTS = [{"text": "S* on a beach", "asks": {"place": "beach"}}, "S* in the snow"]
+QUICK = {"sample.steps": 2, "finetune.steps": 1, "finetune.batch_size": 2, "finetune.prior_pictures": 2}
+
+
+def study_of(folder: Path, **changes: object) -> dict:
+    """A study of two photos on the tiny model of random weights."""
+    for name, colour in (("ann", "tan"), ("bob", "brown")):
+        if not (folder / f"{name}.png").exists():
+            draw_photo(folder / f"{name}.png", colour)
+    return {
+        "preset": "tiny-random",
+        "settings": QUICK,
+        "subjects": {"photos": [{"file": "ann.png"}, {"file": "bob.png", "class_word": "a man"}]},
+        "prompts": PROMPTS,
+        "reconstructions": 1,
+        "metrics": {"faceworld": {}},
+        "methods": {
+            "base": {"kind": "base"},
+            "free": {"finetune.steps": 0, "sweep": {"sample.gamma": [0.2, 0.9]}},
+            "tuned": {"augment": False},
+            "inverted": {"finetune.method": "textual-inversion"},
+        },
+        "outputs": {
+            "table": {"title": "All"},
+            "curve": {"title": "Free", "kind": "curve", "x": "identity", "y": "adherence", "methods": ["free"]},
+            "sheet": {"title": "Ann", "kind": "sheet"},
+        },
+        "pairs": {"ours": "tuned", "others": ["inverted"], "count": 4},
+        **changes,
+    }
+
+
+def write(folder: Path, source: dict, name: str = "study.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(source, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; the study lies beside it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    ok("evaluate", write(folder, study_of(folder)), "-o", folder / "run")
+    return folder / "run"
+
+
+def test_a_run_leaves_every_picture_with_its_scores(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    pictures = results["pictures"]
+    assert len(pictures) == 5 * 2 * 3 and results["failed"] == [] and results["missing"] == {}
+    for row in pictures:
+        assert (finished / row["file"]).is_file()
+        assert set(row["scores"]) == {"adherence", "identity"}
+        assert (row["scores"]["adherence"] is None) == (row["prompt"] != "S* on a beach")
+    assert {row["method"] for row in pictures if row["family"] == "free"} == {"free, gamma 0.2", "free, gamma 0.9"}
+    assert torch.__version__.startswith(results["versions"]["torch"]) and len(results["cells"]) == 10
+    assert not list((finished / "bundles").rglob("*.pfz"))
+
+
+def test_methods_draw_the_same_prompts_with_the_same_numbers(finished: Path) -> None:
+    pictures = json.loads((finished / "results.json").read_text())["pictures"]
+    drawn_by = {}
+    for row in pictures:
+        drawn_by.setdefault(row["method"], []).append((row["subject"], row["prompt"], row["index"]))
+    assert len({json.dumps(jobs) for jobs in drawn_by.values()}) == 1
+    assert len(set(drawn_by["base"])) == 6
+
+
+def test_the_report_stands_alone(finished: Path) -> None:
+    page, tables = (finished / "report.html").read_text(), (finished / "tables.md").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert page.count("data:image/png;base64,") == 1
+    for name in ("free, gamma 0.2", "reconstruction: identity", "torch"):
+        assert name in page
+    assert "| tuned | 2 | 4 |" in tables
+    with Image.open(finished / "sheet.png") as sheet:
+        assert sheet.width > 200
+
+
+def test_nothing_that_is_finished_is_done_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("done again")
+
+    before = (finished / "results.json").read_text()
+    monkeypatch.setattr(Run, "_make_group", refuse)
+    monkeypatch.setattr(Run, "_judge", refuse)
+    ok("evaluate", finished.parent / "study.yaml", "-o", finished)
+    assert (finished / "results.json").read_text() == before
+
+
+def test_a_kill_loses_one_cell_and_changes_no_picture(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, target = write(tmp_path, study_of(tmp_path)), tmp_path / "run"
+    real, cells = Run._save, []
+
+    def save(self: Run, cell: runner.Cell, draw: object) -> None:
+        cells.append(cell.folder)
+        if len(cells) == 4:
+            (cell.folder).mkdir(parents=True)
+            (cell.folder / "half.png").write_bytes(b"")
+            raise KeyboardInterrupt
+        real(self, cell, draw)
+
+    monkeypatch.setattr(Run, "_save", save)
+    assert run("evaluate", study, "-o", target).exit_code == 130
+    assert sum((folder / "cell.json").exists() for folder in cells) == 3
+    ok("evaluate", study, "-o", target)
+    assert len(cells) == 4 + 7 and len(set(cells)) == 10
+    for row in json.loads((finished / "results.json").read_text())["pictures"]:
+        with Image.open(finished / row["file"]) as one, Image.open(target / row["file"]) as other:
+            assert one.tobytes() == other.tobytes()
+
+
+def test_a_changed_study_goes_on_only_when_asked(finished: Path, tmp_path: Path) -> None:
+    source = study_of(finished.parent)
+    source["methods"]["tuned"] = {"augment": False, "sample.gamma": 0.5}
+    changed = write(finished.parent, source, "changed.yaml")
+    before = (finished / "results.json").read_text()
+    result = run("evaluate", changed, "-o", finished)
+    assert result.exit_code == 9 and "--continue" in result.stderr
+    assert (finished / "results.json").read_text() == before
+    run_ = Run(finished, read_study(str(changed)))
+    again = [cell for cell in run_.cells(run_.study.methods) if cell.made is None]
+    assert {cell.method.name for cell in again} == {"tuned"}
+    assert run("evaluate", changed, "-o", tmp_path.parent).exit_code == 9
+
+
+def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
+    study = write(tmp_path, study_of(tmp_path))
+    ok("evaluate", study, "-o", tmp_path / "run", "--only", "curve", "--limit", 1)
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    assert {(row["family"], row["subject"]) for row in rows} == {("free", "ann")}
+    assert (tmp_path / "run" / "curve.svg").is_file() and not (tmp_path / "run" / "sheet.png").exists()
+
+
+def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(tmp_path: Path) -> None:
+    source = study_of(tmp_path, metrics={"clip": {"models": ["RN50"]}, "faceworld": {}}, pairs=None, outputs={})
+    source["methods"] = {"free": {"finetune.steps": 0}, "wrong": {"augment": False, "promptnet.weights": "no.pfz"}}
+    result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
+    assert result.exit_code == 8, result.stderr
+    assert "2 of 4 cells failed" in result.stderr and "no.pfz" in result.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["method"] for row in results["pictures"]} == {"free"}
+    assert len(results["failed"]) == 2 and list(results["missing"]) == ["CLIP RN50"]
+    assert "| wrong | 0 | 0 |" in (tmp_path / "run" / "tables.md").read_text()
+    assert "CLIP RN50" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_photos_of_the_command_line_are_the_subjects(tmp_path: Path) -> None:
+    draw_photo(tmp_path / "cy_young.png")
+    source = study_of(tmp_path, methods={"named": {"kind": "described"}, "free": {"finetune.steps": 0}})
+    study = write(tmp_path, {key: value for key, value in source.items() if key not in ("subjects", "pairs")})
+    source = read_study(str(study))
+    assert run("evaluate", study, "-o", tmp_path / "run").exit_code == 3
+    ok("evaluate", study, "-o", tmp_path / "run", "--photos", tmp_path / "cy_young.png", "--only", "table")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    assert {row["subject"] for row in rows} == {"cy_young"}
+    assert run("evaluate", study, "-o", tmp_path / "other", "--photos", tmp_path / "no.png").exit_code == 5
+
+
+def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
+    result = ok("evaluate", "--pairs", finished)
+    page, key = result.stdout.split()
+    assert Path(page).is_file() and Path(key).is_file()
+    known = json.loads(Path(key).read_text())
+    answers = {
+        "kind": "answers",
+        "page": known["page"],
+        "rater": "Ann",
+        "answers": {pair: "left" if item["left"] == "tuned" else "right" for pair, item in known["pairs"].items()},
+    }
+    assert len(answers["answers"]) == 4
+    assert run("evaluate", "--pairs-results", page).exit_code == 2
+    assert run("evaluate", "--pairs", finished).exit_code == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"preset": "sd3"}, "sd3"),
+        ({"prompts": []}, "prompts is empty"),
+        ({"prompts": ["no placeholder"]}, "no placeholder"),
+        ({"methods": {}}, "methods is empty"),
+        ({"methods": {"a": {"finetune.stpes": 1}}}, "methods.a"),
+        ({"methods": {"a": {"kind": "bass"}}}, "base"),
+        ({"methods": {"a": {"finetune.method": "dreambot"}}}, "dreambooth"),
+        ({"methods": {"a": {"sweep": {"sample.gamma": 1}}}}, "sweep"),
+        ({"methods": {"a": {"pictures": 0}}}, "pictures"),
+        ({"methods": {"a": 3}}, "methods.a"),
+        ({"methods": {"a": {"pretrain": {"steps": 1}}}}, "pretrain_on"),
+        ({"methods": {"a": {"kind": "drawn"}}}, "face world"),
+        ({"methods": {"a": {"photo": {"place": "beach"}}}}, "methods.a"),
+        ({"prompts_per_subject": 9}, "more prompts"),
+        ({"metrics": {"clap": {}}}, "clip"),
+        ({"metrics": {"faceworld": {"foldr": "x"}}}, "folder"),
+        ({"outputs": {"t": {"title": "T", "methods": ["tund"]}}}, "tuned"),
+        ({"outputs": {"t": {"title": "T", "kind": "pie"}}}, "outputs.t"),
+        ({"outputs": {"t": {"title": "T", "kind": "curve"}}}, "x and y"),
+        ({"pairs": {"ours": "tuned", "others": ["nobody"]}}, "nobody"),
+        ({"subjects": {}}, "--photos"),
+        ({"subjects": {"photos": [{"file": "nowhere.png"}]}}, "nowhere.png"),
+        ({"subjects": {"photos": [{"file": "ann.png"}, {"file": "ann.png"}]}}, "Two subjects"),
+        ({"subjects": {"faceworld": {"count": 5000}}}, "1000 people"),
+        ({"subjects": {"faceworld": {"split": "tst"}}}, "test"),
+        ({"sbjects": {}}, "subjects"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(changes: dict, said: str, tmp_path: Path) -> None:
+    result = run("evaluate", write(tmp_path, study_of(tmp_path, **changes)), "-o", tmp_path / "run")
+    assert result.exit_code == 3, result.stderr
+    assert said in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["one", "two", "-o", "x"], 2),
+        (["nosuch", "-o", "x"], 3),
+        (["faceworld-quick"], 2),
+        (["faceworld-quick", "-o", "x", "--only", "table9"], 3),
+        (["faceworld-quick", "-o", "x", "--key", "k"], 2),
+        (["--pairs", "--pairs-results", "x"], 2),
+        (["--pairs", "x", "--limit", "1"], 2),
+        (["--pairs", "x"], 5),
+        (["--pairs-results", "x.json"], 2),
+        (["--pairs-results", "x.json", "--key", "k.json"], 5),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", *arguments).exit_code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_studies_make_sense() -> None:
+    assert len(shipped_studies()) >= 5
+    for name in shipped_studies():
+        study = read_study(name)
+        device = torch.device("cpu")
+        assert all(make_metrics(key, options, device) for key, options in study.metrics.items()), name
+        if name.startswith("faceworld"):
+            assert len(subjects_of(study)) >= 4
+            covered = {text for n in range(24) for text, _ in study.jobs(study.methods[0], n, "a photo of S*")}
+            assert covered == {prompt.text for prompt in study.prompts} | (
+                {"a photo of S*"} if study.counts.reconstructions else set()
+            )
+            for prompt in study.prompts:
+                assert prompt.asks and all(value in CLASSES[key] for key, value in prompt.asks.items())
+            words = {word for n in range(24) for word in subjects_of(study)[n % 4].description.split()}
+            assert words <= set(vocabulary())
+
+
+def test_a_wrong_pairing_scores_lower_by_the_face_worlds_judges() -> None:
+    """Subject A's pictures judged against subject B, and prompts exchanged."""
+    (judge,) = make_metrics("faceworld", {}, torch.device("cpu"))
+    asked = [{"place": "beach"}, {"style": "anime"}, {"headwear": "crown"}, {"clothes": "suit"}]
+    seeds = SPLITS["test"][:12]
+    right = [Judged(drawn(s, a, 0), reference_photo(s), "", a) for s in seeds for a in asked]
+    shifted = [right[(number + len(asked)) % len(right)] for number in range(len(right))]
+    people = [Judged(j.picture, other.photo, "", j.asks) for j, other in zip(right, shifted, strict=True)]
+    turned = right[1:] + right[:1]
+    prompts = [Judged(j.picture, j.photo, "", other.asks) for j, other in zip(right, turned, strict=True)]
+
+    def mean(judged: list[Judged], column: str) -> float:
+        return float(np.mean([scores[column] for scores in judge.score(judged)]))
+
+    assert mean(right, "identity") > mean(people, "identity") + 0.6
+    assert mean(right, "adherence") > 0.95 > 0.3 > mean(prompts, "adherence")
+
+
+def test_a_table_is_of_means_over_subjects() -> None:
+    source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "empty": {}}}
+    study = build_study(source, "s", Path())
+    rows = [
+        {"method": "a", "subject": subject, "reconstruction": reconstruction, "scores": {"x": value}}
+        for subject, values in {"ann": [0.0] * 50, "bob": [1.0, None]}.items()
+        for value in values
+        for reconstruction in (False, True)
+    ]
+    scores = summarise(rows, "a", ["x", RECONSTRUCTION + "x"])["scores"]
+    assert tuple(scores["x"]) == (0.5, 0.0, 1.0) == tuple(scores[RECONSTRUCTION + "x"])
+    assert math.isnan(summarise(rows, "empty", ["x"])["scores"]["x"].mean)
+    head, body = table_of(study, read_study("faceworld-quick").outputs["table"], rows)
+    assert head == ["method", "subjects", "pictures", "x", "reconstruction: x"]
+    assert markdown(head, body).splitlines()[2:] == [
+        "| a | 2 | 52 | 0.500 [0.000, 1.000] | 0.500 [0.000, 1.000] |",
+        "| empty | 0 | 0 |  |  |",
+    ]
