@@ -236,6 +236,20 @@ class Config:
         return _plain(asdict(self))
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """What of a configuration differs from the defaults of this version, as plain data: a digest of it stays the same
+    when a later version has more keys."""
+    result: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            if inner := changed(value):
+                result[item.name] = inner
+        elif item.default is MISSING or value != item.default:
+            result[item.name] = _plain(value)
+    return result
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, FlagText):
         return str(value)

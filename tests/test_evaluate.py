@@ -44,6 +44,7 @@ def study_of(folder: Path, **changes: object) -> dict:
             "free": {"finetune.steps": 0, "sweep": {"sample.gamma": [0.2, 0.9]}},
             "tuned": {"augment": False},
             "inverted": {"finetune.method": "textual-inversion"},
+            "both": {"kind": "two", "sweep": {"share": [0, 0.5]}, "augment": False, "reconstructions": 0},
         },
         "outputs": {
             "table": {"title": "All"},
@@ -72,23 +73,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_every_picture_with_its_scores(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     pictures = results["pictures"]
-    assert len(pictures) == 5 * 2 * 3 and results["failed"] == [] and results["missing"] == {}
+    assert len(pictures) == 5 * 2 * 3 + 2 * 2 * 2 and results["failed"] == [] and results["missing"] == {}
     for row in pictures:
         assert (finished / row["file"]).is_file()
-        assert set(row["scores"]) == {"adherence", "identity"}
+        columns = {"adherence", "identity"}
+        assert set(row["scores"]) == columns | ({f"second: {c}" for c in columns} if row["family"] == "both" else set())
         assert (row["scores"]["adherence"] is None) == (row["prompt"] != "S* on a beach")
     assert {row["method"] for row in pictures if row["family"] == "free"} == {"free, gamma 0.2", "free, gamma 0.9"}
-    assert torch.__version__.startswith(results["versions"]["torch"]) and len(results["cells"]) == 10
+    assert torch.__version__.startswith(results["versions"]["torch"]) and len(results["cells"]) == 14
     assert not list((finished / "bundles").rglob("*.pfz"))
 
 
 def test_methods_draw_the_same_prompts_with_the_same_numbers(finished: Path) -> None:
     pictures = json.loads((finished / "results.json").read_text())["pictures"]
     drawn_by = {}
-    for row in pictures:
+    for row in (row for row in pictures if row["family"] != "both"):
         drawn_by.setdefault(row["method"], []).append((row["subject"], row["prompt"], row["index"]))
     assert len({json.dumps(jobs) for jobs in drawn_by.values()}) == 1
     assert len(set(drawn_by["base"])) == 6
+
+
+def test_two_subjects_of_which_one_has_no_share_are_one(finished: Path) -> None:
+    rows = json.loads((finished / "results.json").read_text())["pictures"]
+    files = {(row["method"], row["subject"], row["index"]): finished / row["file"] for row in rows}
+    for (method, subject, index), file in files.items():
+        if method == "both, share 0":
+            with Image.open(file) as both, Image.open(files["tuned", subject, index]) as alone:
+                assert both.tobytes() == alone.tobytes()
 
 
 def test_the_report_stands_alone(finished: Path) -> None:
@@ -133,7 +144,7 @@ def test_a_kill_loses_one_cell_and_changes_no_picture(
     assert run("evaluate", study, "-o", target).exit_code == 130
     assert sum((folder / "cell.json").exists() for folder in cells) == 3
     ok("evaluate", study, "-o", target)
-    assert len(cells) == 4 + 7 and len(set(cells)) == 10
+    assert len(cells) == 4 + 11 and len(set(cells)) == 14
     for row in json.loads((finished / "results.json").read_text())["pictures"]:
         with Image.open(finished / row["file"]) as one, Image.open(target / row["file"]) as other:
             assert one.tobytes() == other.tobytes()
@@ -217,6 +228,7 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"methods": {"a": 3}}, "methods.a"),
         ({"methods": {"a": {"pretrain": {"steps": 1}}}}, "pretrain_on"),
         ({"methods": {"a": {"kind": "drawn"}}}, "face world"),
+        ({"methods": {"a": {"share": 0.5}}}, "share"),
         ({"methods": {"a": {"photo": {"place": "beach"}}}}, "methods.a"),
         ({"prompts_per_subject": 9}, "more prompts"),
         ({"metrics": {"clap": {}}}, "clip"),

@@ -103,7 +103,7 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
 
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
-    bundles = [study.bundle(cell) for cell in study.cells(study.study.methods[:1])]
+    bundles = [study.bundle(cell, cell.subject) for cell in study.cells(study.study.methods[:1])]
     ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")

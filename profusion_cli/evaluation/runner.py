@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -20,12 +19,12 @@ import yaml
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import Config, flat
+from profusion_cli.config import Config, changed, flat
 from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
 from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
 from profusion_cli.evaluation.pairs import Entry
-from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, Method, Study, digest, read_study
+from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest, read_study
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.files import atomic_output
@@ -35,13 +34,15 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import resolve_placement
 from profusion_cli.runtime.hub import file_sha256
-from profusion_cli.runtime.sampling import Sampler, subject_weights
+from profusion_cli.runtime.sampling import Sampler, present_words
 from profusion_cli.runtime.text_to_image import TextToImage
 
 STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
-KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT)
+SECOND = "second: "
+"""Before the columns of the other one of two subjects."""
+KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Run:
         self.marks = {metric.name: mark for metric, mark in self.metrics}
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
+        self._bundles: set[Path] = set()
 
     def open(self, go_on: bool) -> None:
         """Make the folder, or go on in it.
@@ -172,11 +174,24 @@ class Run:
         return found
 
     def _mark(self, method: Method, subject: Subject, number: int, config: Config) -> str:
-        unused = ("device", "description") if method.pretrain else ("device", "description", "pretrain")
-        settings = {key: value for key, value in config.as_dict().items() if key not in unused}
         jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
-        photo = file_sha256(subject.file) if subject.file else [subject.seed, dict(method.photo)]
-        return digest([method.kind, method.augment, photo, settings, jobs, _weights_mark(config)])
+        known: list[Any] = [method.kind, _photo_mark(subject, method), jobs]
+        if method.kind != DRAWN:
+            kept = ("base", "sample", "class_word", "concept_prompt", "dtype", "seed")
+            kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
+            kept += ("pretrain",) if method.pretrain else ()
+            known.append({key: value for key, value in changed(config).items() if key in kept})
+        if method.kind == DESCRIBED:
+            known.append(subject.description)
+        if method.kind in (SUBJECT, TWO):
+            known += [method.augment, _weights_mark(config)]
+        if method.kind == TWO:
+            known += [method.share, _photo_mark(self._next(number), method)]
+        return digest(known)
+
+    def _next(self, number: int) -> Subject:
+        """Whom the method `two` draws together with a subject."""
+        return self.subjects[(number + 1) % len(self.subjects)]
 
     def _jobs(self, method: Method, number: int, config: Config) -> Iterator[tuple[str, int]]:
         return self.study.jobs(method, number, config.concept_prompt)
@@ -206,6 +221,8 @@ class Run:
                         f"{left} left."
                     )
 
+        self._let_go(set(self._bundles))
+
     def _fail(self, cells: Sequence[Cell], error: ProfusionError) -> None:
         for cell in cells:
             self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}")
@@ -224,16 +241,23 @@ class Run:
             for cell in cells:
                 self._save(cell, lambda text, indices, cell=cell: _draw_text(model, cell, text, indices))
             return
-        bundle = self.bundle(first)
+        pair = [first.subject, *([self._next(first.number)] if first.method.kind == TWO else [])]
+        bundles = [self.bundle(first, subject) for subject in pair]
         base = self._model(BaseModel, first.config, stack)
         base.release("unet")  # the last subject's changes are in it
-        studio = Studio(base, bundle, first.config)
+        words = [subject.class_word or first.config.class_word for subject in pair]
+        studio = Studio(base, bundles, words, first.config)
         for cell in cells:
-            self._save(cell, lambda text, indices, cell=cell: studio.draw(text, cell.config, indices))
-        if not self.keep_bundles:
-            for path in bundle.parent.glob(f"{slug(first.subject.name)}-*.pfz"):
-                if path == bundle:
-                    path.unlink()
+            weights = (1.0 - cell.method.share, cell.method.share)[: len(pair)]
+            self._save(cell, lambda text, indices, c=cell, w=weights: studio.draw(text, c.config, indices, w))
+        if all(method.kind != TWO for method in self.study.methods):  # else it is needed once more
+            self._let_go(bundles)
+
+    def _let_go(self, bundles: Iterable[Path]) -> None:
+        """Delete bundles that this run has made, unless they are to be kept."""
+        for path in [] if self.keep_bundles else self._bundles.intersection(bundles):
+            path.unlink()
+            self._bundles.remove(path)
 
     def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
         """The base model, loaded once for all cells that use it in the same way."""
@@ -265,9 +289,9 @@ class Run:
     def _drawn(self, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
         return [drawn(cell.subject.seed, self.study.asks(text), index) for index in indices]
 
-    def bundle(self, cell: Cell) -> Path:
-        """The subject bundle of a cell, by the ordinary commands."""
-        photo = photo_file(cell.subject, cell.method.photo, self.folder / "photos")
+    def bundle(self, cell: Cell, subject: Subject) -> Path:
+        """The bundle of a subject under a cell's method, by the ordinary commands."""
+        photo = photo_file(subject, cell.method.photo, self.folder / "photos")
         unused = ("preset", "sample", "pretrain")
         settings = {key: value for key, value in cell.config.as_dict().items() if key not in unused}
         if cell.method.pretrain:
@@ -277,12 +301,12 @@ class Run:
             chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed")}
             if settings["augment"]["inpaint"]:
                 chosen["dtype"] = settings["dtype"]
-            source, flags = self._command("augment", cell, photo, chosen), []
-        return self._command("finetune", cell, source, settings, *flags)
+            source, flags = self._command("augment", subject, photo, chosen), []
+        return self._command("finetune", subject, source, settings, *flags)
 
     def _promptnet(self, cell: Cell) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects; it goes on where it was cut off."""
-        settings = {key: value for key, value in cell.config.as_dict().items() if key in PRETRAINING}
+        settings = {key: value for key, value in changed(cell.config).items() if key in PRETRAINING}
         folder = self.folder / "promptnets"
         target = folder / f"{digest([settings, self.study.pretrain_on])}.pfz"
         if target.exists():
@@ -296,14 +320,15 @@ class Run:
         self._run("pretrain", str(listing), target, settings, *flags)
         return target
 
-    def _command(self, command: str, cell: Cell, source: Path, settings: Mapping[str, Any], *flags: str) -> Path:
+    def _command(self, command: str, subject: Subject, source: Path, settings: Mapping[str, Any], *flags: str) -> Path:
         """What a command makes of a source, from the disk where it was made before."""
-        name = f"{slug(cell.subject.name)}-{digest([command, str(source.name), settings, flags])}.pfz"
+        name = f"{slug(subject.name)}-{digest([command, str(source.name), settings, flags])}.pfz"
         target = self.folder / "bundles" / command / name
         if target.exists():
             return target
 
         self._run(command, str(source), target, settings, "--force", *flags)
+        self._bundles.add(target)
         return target
 
     def _run(self, command: str, source: str, target: Path, settings: Mapping[str, Any], *flags: str) -> None:
@@ -312,7 +337,7 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         given = [f"--set={key}={json.dumps(value)}" for key, value in flat(settings).items()]
         arguments = [command, source, "-o", str(target), "--preset", self.study.preset, "-q", *given]
-        with redirect_stdout(sys.stderr):  # standard output is the results'
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # standard output is the results'
             code = app([*arguments, *flags], standalone_mode=False)
         if code in (130, 143):
             raise KeyboardInterrupt
@@ -344,14 +369,22 @@ class Run:
         )
 
     def _judge(self, cell: Cell, metric: Metric, mark: str) -> None:
-        photo = photo_of(cell.subject, cell.config)
+        photos = {"": photo_of(cell.subject, cell.config)}
+        if cell.method.kind == TWO:
+            photos[SECOND] = photo_of(self._next(cell.number), cell.config)
+        scores: list[dict[str, float | None]] = [{} for _ in cell.made["pictures"]]
+        for prefix, photo in photos.items():
+            for found, new in zip(scores, metric.score(self._judged(cell, photo)), strict=True):
+                found |= {prefix + column: value for column, value in new.items()}
+        write_json(self._score_file(cell, metric.name), {"cell": cell.mark, "mark": mark, "scores": scores})
+
+    def _judged(self, cell: Cell, photo: Image.Image) -> list[Judged]:
         judged = []
         for picture in cell.made["pictures"]:
             with Image.open(cell.folder / picture["file"]) as image:
                 text = parse_prompt(picture["prompt"]).twin([cell.config.class_word])
                 judged.append(Judged(image.convert("RGB"), photo, text, self.study.asks(picture["prompt"])))
-        record = {"cell": cell.mark, "mark": mark, "scores": metric.score(judged)}
-        write_json(self._score_file(cell, metric.name), record)
+        return judged
 
     def results(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Every picture of these cells that is finished, with its scores."""
@@ -381,20 +414,24 @@ class Run:
 
 
 class Studio:
-    """Draws one subject under many sampling settings without loading anything twice."""
+    """Draws one subject, or two together, under many sampling settings without loading anything twice."""
 
-    def __init__(self, base: BaseModel, bundle: Path, config: Config) -> None:
-        opened = read_bundle(bundle.read_bytes(), bundle.name)
-        concept = [parse_prompt(config.concept_prompt)]
-        self.sampler = Sampler(base, [opened], [config.class_word], concept, config)
-        self.sampler.weigh((1.0,))
+    def __init__(self, base: BaseModel, bundles: Sequence[Path], class_words: Sequence[str], config: Config) -> None:
+        opened = [read_bundle(path.read_bytes(), path.name) for path in bundles]
+        self.class_words, self.weights = class_words, ()
+        concept = [parse_prompt(config.concept_prompt, subjects=len(bundles))]
+        self.sampler = Sampler(base, opened, class_words, concept, config)
 
-    def draw(self, text: str, config: Config, indices: Sequence[int]) -> list[Image.Image]:
-        """Pictures j of a prompt; each has the noise of seed + j."""
+    def draw(self, text: str, config: Config, indices: Sequence[int], weights: tuple[float, ...]) -> list[Image.Image]:
+        """Pictures j of a prompt; each has the noise of seed + j. The weights are the subjects', and sum to 1."""
+        if weights != self.weights:
+            self.sampler.weigh(weights)
+            self.weights = weights
         self.sampler.settings = config.sample
         self.sampler.timesteps = self.sampler.base.timesteps(config.sample.steps)
-        tokens = self.sampler.tokenize(parse_prompt(text), [config.class_word])
-        scales, _ = subject_weights(config.sample, 1)
+        prompt = parse_prompt(text, subjects=len(weights))
+        tokens = self.sampler.tokenize(prompt, present_words(self.class_words, weights))
+        scales = tuple(config.sample.subject_guidance[0] * weight for weight in weights)
         size, images = config.sample.batch_size, []
         for first in range(0, len(indices), size):
             images += self.sampler.draw_batch(tokens, scales, indices[first : first + size], lambda _: None)
@@ -409,9 +446,13 @@ def _draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]
     return model.draw(prompt, indices, settings, settings.text_guidance, cell.config.seed)
 
 
+def _photo_mark(subject: Subject, method: Method) -> Any:
+    return file_sha256(subject.file) if subject.file else [subject.seed, dict(method.photo)]
+
+
 def _bundle_key(cell: Cell) -> str:
     """What the bundle of a cell depends on beside its subject."""
-    if cell.method.kind != SUBJECT:
+    if cell.method.kind not in (SUBJECT, TWO):
         return ""
     settings = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
     return digest([cell.method.augment, dict(cell.method.photo), settings])

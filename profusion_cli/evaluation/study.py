@@ -20,7 +20,7 @@ from profusion_cli.methods import PROFUSION, method_of
 from profusion_cli.presets import BAD_YAML, preset_folder, read_preset
 from profusion_cli.prompts import parse_prompt
 
-SUBJECT, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "base", "described", "drawn")
+SUBJECT, TWO, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "two", "base", "described", "drawn")
 STUDIES = "studies"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -77,10 +77,12 @@ class Method:
     Args:
         name: of the row.
         family: of the curve that it is a point of; its own name where it is no point.
-        kind: `subject`; `base` is the base model alone, with the class word for S*, and `described` with the subject's
-            name or description; `drawn` is the face world's renderer.
+        kind: `subject`; `two` draws the subject together with the next one of the study; `base` is the base model
+            alone, with the class word for S*, and `described` with the subject's name or description; `drawn` is the
+            face world's renderer.
         augment: fine-tune on the photo and its augmentations, not on the photo alone; the baselines do not.
         photo: attributes of the photo that the face world draws, such as where it was taken.
+        share: of the next subject, in [0, 1], for `two`.
         pretrain: keys of the configuration's section `pretrain`, for a PromptNet of its own; empty: the preset's.
         settings: nested keys of the configuration that differ from the study's.
         counts: how much is drawn.
@@ -91,6 +93,7 @@ class Method:
     kind: str
     augment: bool
     photo: Mapping[str, str]
+    share: float
     pretrain: Mapping[str, Any]
     settings: Mapping[str, Any]
     counts: Counts
@@ -331,7 +334,7 @@ def build_study(source: Any, name: str, folder: Path) -> Study:
 
 
 OWN = (
-    *("kind", "augment", "photo", "pretrain", "sweep"),
+    *("kind", "augment", "photo", "share", "pretrain", "sweep"),
     *("subjects", "prompts_per_subject", "pictures", "reconstructions"),
 )
 """Keys of a method that are no keys of the configuration."""
@@ -370,7 +373,10 @@ def _methods(name: str, values: Any) -> Iterator[Method]:
         title = ", ".join([name, *(f"{key.split('.')[-1]} {value}" for key, value in point.items())])
         settings = merge(nested(values), nested(point))
         own_pretrain = merge(pretrain, settings.pop("pretrain", {}))
-        yield Method(title, name, kind, augment, photo, own_pretrain, settings, counts)
+        share = settings.pop("share", own.get("share", 0.5 if kind == TWO else 0.0))
+        if not isinstance(share, int | float) or not 0 <= share <= 1 or (share and kind != TWO):
+            raise ConfigError(f"methods.{name}: share={share!r} is for kind two, between 0 and 1.", "Mend the study.")
+        yield Method(title, name, kind, augment, photo, share, own_pretrain, settings, counts)
 
 
 def _check(study: Study) -> None:

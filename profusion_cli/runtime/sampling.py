@@ -273,6 +273,12 @@ def frame_weights(frames: int, subjects: int) -> list[tuple[float, ...]]:
     return weights
 
 
+def present_words(class_words: Sequence[str], weights: Sequence[float]) -> list[str]:
+    """Class words for a text twin that names the subjects that are there: those with a weight above 0."""
+    present = [word for word, weight in zip(class_words, weights, strict=True) if weight > 0]
+    return [word if weight > 0 else present[0] for word, weight in zip(class_words, weights, strict=True)]
+
+
 def draw_frames(sampler: Sampler, frames: int, progress: Callable[[int], None]) -> Iterator[Image.Image]:
     """Pictures on the way from subject to subject (arXiv 2305.13579, Fig. 5), all from the same noise.
 
@@ -287,10 +293,8 @@ def draw_frames(sampler: Sampler, frames: int, progress: Callable[[int], None]) 
     prompt, (guidance,) = sampler.tokens[0].prompt, sampler.settings.subject_guidance
     class_words = [subject.class_word for subject in sampler.subjects]
     for frame, weights in enumerate(frame_weights(frames, len(sampler.subjects))):
-        present = [word for word, weight in zip(class_words, weights, strict=True) if weight > 0]
-        words = [word if weight > 0 else present[0] for word, weight in zip(class_words, weights, strict=True)]
         sampler.weigh(weights)
         scales = tuple(guidance * weight for weight in weights)
         done = frame * len(sampler.timesteps)
-        tokens = sampler.tokenize(prompt, words)
+        tokens = sampler.tokenize(prompt, present_words(class_words, weights))
         yield sampler.draw_batch(tokens, scales, [0], lambda steps, done=done: progress(done + steps))[0]
