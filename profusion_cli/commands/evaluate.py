@@ -177,7 +177,12 @@ def _run(
         "device": str(placement.device),
         "dtype": str(placement.dtype),
         "seed": config.seed,
-        "cells": {f"{cell.method.name} / {cell.subject.name}": cell.mark for cell in cells if cell.made is not None},
+        "base": next((cell.made["base"] for cell in cells if cell.made is not None and "base" in cell.made), None),
+        "cells": {
+            f"{cell.method.name} / {cell.subject.name}": {"mark": cell.mark, "bundles": cell.made.get("bundles", [])}
+            for cell in cells
+            if cell.made is not None
+        },
         "missing": run.missing,
         "failed": run.failed,
     }

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -92,6 +93,9 @@ def slug(name: str) -> str:
     return f"{words}-{sha256(name.encode()).hexdigest()[:6]}"
 
 
+Draw = Callable[[str, Sequence[int]], list[Image.Image]]
+
+
 class CommandError(ProfusionError):
     """A command that a cell needs has failed, and said why."""
 
@@ -136,6 +140,7 @@ class Run:
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
         self._bundles: set[Path] = set()
+        self._open: tuple[Any, BaseModel] | None = None
 
     def open(self, go_on: bool) -> None:
         """Make the folder, or go on in it.
@@ -168,7 +173,7 @@ class Run:
         for method in methods:
             config = self.study.config(method)
             for number, subject in enumerate(self.subjects[: self.study.counts_of(method).subjects]):
-                own = replace(config, class_word=subject.class_word or config.class_word)
+                own = _config_of(config, subject)
                 folder = self.folder / "cells" / slug(method.name) / slug(subject.name)
                 found.append(Cell(method, subject, number, own, self._mark(method, subject, number, own), folder))
         return found
@@ -234,22 +239,24 @@ class Run:
         first = cells[0]
         if first.method.kind == DRAWN:
             for cell in cells:
-                self._save(cell, lambda text, indices, cell=cell: self._drawn(cell, text, indices))
+                self._save(cell, partial(self._drawn, cell))
             return
         if first.method.kind in (BASE, DESCRIBED):
             model = self._model(TextToImage, first.config, stack)
             for cell in cells:
-                self._save(cell, lambda text, indices, cell=cell: _draw_text(model, cell, text, indices))
+                self._save(cell, partial(_draw_text, model, cell))
             return
         pair = [first.subject, *([self._next(first.number)] if first.method.kind == TWO else [])]
         bundles = [self.bundle(first, subject) for subject in pair]
         base = self._model(BaseModel, first.config, stack)
         base.release("unet")  # the last subject's changes are in it
-        words = [subject.class_word or first.config.class_word for subject in pair]
+        plain = self.study.config(first.method)
+        words = [_config_of(plain, subject).class_word for subject in pair]
         studio = Studio(base, bundles, words, first.config)
         for cell in cells:
             weights = (1.0 - cell.method.share, cell.method.share)[: len(pair)]
-            self._save(cell, lambda text, indices, c=cell, w=weights: studio.draw(text, c.config, indices, w))
+            draw = partial(studio.draw, cell.config, weights)
+            self._save(cell, draw, base=studio.base, bundles=studio.sha256)
         if all(method.kind != TWO for method in self.study.methods):  # else it is needed once more
             self._let_go(bundles)
 
@@ -262,14 +269,14 @@ class Run:
     def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
         """The base model, loaded once for all cells that use it in the same way."""
         key = (cls, config.base, config.device, config.dtype)
-        if getattr(self, "_open", (None,))[0] != key:
+        if self._open is None or self._open[0] != key:
             stack.close()
             placement = resolve_placement(config.device, config.dtype, training=False)
             self._open = key, stack.enter_context(cls(config.base, placement))
         return self._open[1]
 
-    def _save(self, cell: Cell, draw: Any) -> None:
-        """Draw all pictures of a cell; it is finished when `cell.json` is there."""
+    def _save(self, cell: Cell, draw: Draw, **origin: Any) -> None:
+        """Draw all pictures of a cell; it is finished when `cell.json` is there, which also tells of the origin."""
         started = time.perf_counter()
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / CELL_FILE).unlink(missing_ok=True)
@@ -284,7 +291,7 @@ class Run:
                 pictures.append({"prompt": text, "index": index, "file": name})
         seconds = round(time.perf_counter() - started, 2)
         record = {"mark": cell.mark, "method": cell.method.name, "subject": cell.subject.name, "seconds": seconds}
-        write_json(cell.folder / CELL_FILE, {**record, "pictures": pictures})
+        write_json(cell.folder / CELL_FILE, {**record, **origin, "pictures": pictures})
 
     def _drawn(self, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
         return [drawn(cell.subject.seed, self.study.asks(text), index) for index in indices]
@@ -293,7 +300,9 @@ class Run:
         """The bundle of a subject under a cell's method, by the ordinary commands."""
         photo = photo_file(subject, cell.method.photo, self.folder / "photos")
         unused = ("preset", "sample", "pretrain")
-        settings = {key: value for key, value in cell.config.as_dict().items() if key not in unused}
+        config = _config_of(self.study.config(cell.method), subject)
+        settings = {key: value for key, value in config.as_dict().items() if key not in unused}
+        known = [_photo_mark(subject, cell.method), _weights_mark(config)]
         if cell.method.pretrain:
             settings["promptnet"] |= {"weights": str(self._promptnet(cell)), "sha256": None, "note": ""}
         source, flags = photo, ["--no-augment"]
@@ -301,8 +310,8 @@ class Run:
             chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed")}
             if settings["augment"]["inpaint"]:
                 chosen["dtype"] = settings["dtype"]
-            source, flags = self._command("augment", subject, photo, chosen), []
-        return self._command("finetune", subject, source, settings, *flags)
+            source, flags = self._command("augment", subject, known, photo, chosen), []
+        return self._command("finetune", subject, known, source, settings, *flags)
 
     def _promptnet(self, cell: Cell) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects; it goes on where it was cut off."""
@@ -320,13 +329,14 @@ class Run:
         self._run("pretrain", str(listing), target, settings, *flags)
         return target
 
-    def _command(self, command: str, subject: Subject, source: Path, settings: Mapping[str, Any], *flags: str) -> Path:
-        """What a command makes of a source, from the disk where it was made before."""
-        name = f"{slug(subject.name)}-{digest([command, str(source.name), settings, flags])}.pfz"
+    def _command(
+        self, command: str, subject: Subject, known: Any, source: Path, settings: Mapping[str, Any], *flags: str
+    ) -> Path:
+        """What a command makes of a source, from the disk where it was made before of what is `known`."""
+        name = f"{slug(subject.name)}-{digest([command, known, settings, flags])}.pfz"
         target = self.folder / "bundles" / command / name
         if target.exists():
             return target
-
         self._run(command, str(source), target, settings, "--force", *flags)
         self._bundles.add(target)
         return target
@@ -418,11 +428,12 @@ class Studio:
 
     def __init__(self, base: BaseModel, bundles: Sequence[Path], class_words: Sequence[str], config: Config) -> None:
         opened = [read_bundle(path.read_bytes(), path.name) for path in bundles]
+        self.base, self.sha256 = opened[0].manifest["base"], [bundle.sha256 for bundle in opened]
         self.class_words, self.weights = class_words, ()
         concept = [parse_prompt(config.concept_prompt, subjects=len(bundles))]
         self.sampler = Sampler(base, opened, class_words, concept, config)
 
-    def draw(self, text: str, config: Config, indices: Sequence[int], weights: tuple[float, ...]) -> list[Image.Image]:
+    def draw(self, config: Config, weights: tuple[float, ...], text: str, indices: Sequence[int]) -> list[Image.Image]:
         """Pictures j of a prompt; each has the noise of seed + j. The weights are the subjects', and sum to 1."""
         if weights != self.weights:
             self.sampler.weigh(weights)
@@ -444,6 +455,11 @@ def _draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]
     words = cell.subject.description if cell.method.kind == DESCRIBED else cell.config.class_word
     prompt = parse_prompt(text).twin([words])
     return model.draw(prompt, indices, settings, settings.text_guidance, cell.config.seed)
+
+
+def _config_of(config: Config, subject: Subject) -> Config:
+    """A method's configuration for one subject: what it is may be its own."""
+    return replace(config, class_word=subject.class_word or config.class_word)
 
 
 def _photo_mark(subject: Subject, method: Method) -> Any:
