@@ -132,13 +132,13 @@ def test_a_kill_loses_one_cell_and_changes_no_picture(
     study, target = write(tmp_path, study_of(tmp_path)), tmp_path / "run"
     real, cells = Run._save, []
 
-    def save(self: Run, cell: runner.Cell, draw: object) -> None:
+    def save(self: Run, cell: runner.Cell, draw: object, **origin: object) -> None:
         cells.append(cell.folder)
         if len(cells) == 4:
             (cell.folder).mkdir(parents=True)
             (cell.folder / "half.png").write_bytes(b"")
             raise KeyboardInterrupt
-        real(self, cell, draw)
+        real(self, cell, draw, **origin)
 
     monkeypatch.setattr(Run, "_save", save)
     assert run("evaluate", study, "-o", target).exit_code == 130
