@@ -135,7 +135,8 @@ def test_a_baseline_is_a_bundle_like_any_other(method, photo, tmp_path):
     bundle, picture = tmp_path / "b.pfz", tmp_path / "p.png"
     settings = ["--set", "finetune.prior_pictures=2", "--set", "sample.steps=2", "--set", "finetune.batch_size=2"]
     common = ["--preset", "tiny-random", "--method", method, "--steps", 2, *settings]
-    ok("finetune", photo, "-o", bundle, *common)
+    result = ok("finetune", photo, "-o", bundle, *common)
+    assert ("--embedding-l2" in result.stderr) == (method == "e4t")
     opened = read_bundle(bundle.read_bytes(), "b.pfz")
     assert opened.manifest["config"]["finetune"]["method"] == method
     assert ("word.safetensors" in opened.files) == (method != "e4t")

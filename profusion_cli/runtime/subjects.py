@@ -137,6 +137,11 @@ def _make_promptnet(
     loaded = load_promptnet(config.promptnet, base, config.seed)
     if config.promptnet.note:
         output.note(f"PromptNet: {config.promptnet.note}.")
+    if own.method == "e4t" and not loaded.embedding_l2:
+        output.warn(
+            "This PromptNet is not known to be regularised, as E4T's encoder is: pre-train one with "
+            "`profusion pretrain --embedding-l2 0.01`, and give it with --promptnet."
+        )
     promptnet = loaded.promptnet
     check_fit(promptnet, base)
     pictures, augmentation = augment()

@@ -47,11 +47,13 @@ class LoadedPromptNet:
         promptnet: float32, on the CPU.
         source: for the manifest: kind, id and hashes.
         parents: SHA-256 of the bundle it was read from, if it was one.
+        embedding_l2: lambda of its pre-training, as far as it is known.
     """
 
     promptnet: PromptNet
     source: dict[str, Any]
     parents: tuple[str, ...] = ()
+    embedding_l2: float = 0.0
 
 
 def tensors_of(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
@@ -227,7 +229,9 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
         check_base(bundle, base, ("unet", "text_encoder", "vision"))
         promptnet = promptnet_from_bundle(bundle)
         origin = {"weights": os.path.basename(path), "sha256": bundle.sha256}
-        return LoadedPromptNet(promptnet, origin, (bundle.sha256,))
+        pretrained = bundle.manifest["config"].get("pretrain")
+        embedding_l2 = pretrained.get("embedding_l2", 0.0) if isinstance(pretrained, dict) else 0.0
+        return LoadedPromptNet(promptnet, origin, (bundle.sha256,), embedding_l2)
     place, revision = (
         (base.config.id, base.config.revision) if config.weights == BESIDE_BASE else (config.weights, config.revision)
     )
