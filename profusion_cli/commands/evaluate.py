@@ -183,6 +183,7 @@ def _run(
             for cell in cells
             if cell.made is not None
         },
+        "seconds": run.seconds(cells),
         "missing": run.missing,
         "failed": run.failed,
     }

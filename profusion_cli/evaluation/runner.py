@@ -379,6 +379,7 @@ class Run:
         )
 
     def _judge(self, cell: Cell, metric: Metric, mark: str) -> None:
+        started = time.perf_counter()
         photos = {"": photo_of(cell.subject, cell.config)}
         if cell.method.kind == TWO:
             photos[SECOND] = photo_of(self._next(cell.number), cell.config)
@@ -386,7 +387,9 @@ class Run:
         for prefix, photo in photos.items():
             for found, new in zip(scores, metric.score(self._judged(cell, photo)), strict=True):
                 found |= {prefix + column: value for column, value in new.items()}
-        write_json(self._score_file(cell, metric.name), {"cell": cell.mark, "mark": mark, "scores": scores})
+        seconds = round(time.perf_counter() - started, 2)
+        record = {"cell": cell.mark, "mark": mark, "seconds": seconds, "scores": scores}
+        write_json(self._score_file(cell, metric.name), record)
 
     def _judged(self, cell: Cell, photo: Image.Image) -> list[Judged]:
         judged = []
@@ -395,6 +398,15 @@ class Run:
                 text = parse_prompt(picture["prompt"]).twin([cell.config.class_word])
                 judged.append(Judged(image.convert("RGB"), photo, text, self.study.asks(picture["prompt"])))
         return judged
+
+    def seconds(self, cells: Sequence[Cell]) -> dict[str, float]:
+        """What the finished cells took: their pictures without fine-tuning, and each metric."""
+        finished = [cell for cell in cells if cell.made is not None]
+        spent = {"pictures": sum(cell.made["seconds"] for cell in finished)}
+        for name in self.marks:
+            records = [read_json(self._score_file(cell, name)) for cell in finished]
+            spent[name] = sum(record["seconds"] for record in records if record is not None)
+        return {name: round(value, 2) for name, value in spent.items()}
 
     def results(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Every picture of these cells that is finished, with its scores."""
