@@ -24,7 +24,7 @@ from profusion_cli.config import merge
 from tests.conftest import SHARED, draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "augment", "finetune", "sample", "interpolate", "import", "inspect", "presets")
+COMMANDS = ("pretrain", "augment", "finetune", "sample", "interpolate", "import", "inspect", "presets", "evaluate")
 needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")
 
 
