@@ -197,6 +197,34 @@ def test_photos_of_the_command_line_are_the_subjects(tmp_path: Path) -> None:
     assert run("evaluate", study, "-o", tmp_path / "other", "--photos", tmp_path / "no.png").exit_code == 5
 
 
+def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("many/0", "many/1", "many/2", "other/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw_photo(tmp_path / f"{name}.png")
+    settings = {**QUICK, "finetune.steps": 0, "pretrain.steps": 2, "pretrain.batch_size": 2}
+    source = study_of(tmp_path, settings=settings, outputs={}, pairs=None)
+    source["methods"] = {
+        "pulled": {"sweep": {"pretrain.embedding_l2": [0.0, 1.0]}},
+        "e4t": {"pretrain": {"embedding_l2": 1.0}},
+    }
+    study = write(tmp_path, source)
+    assert run("evaluate", study, "-o", tmp_path / "run").exit_code == 3
+    trained, real = [], Run._run
+
+    def count(self: Run, command: str, *rest: object) -> None:
+        trained.append(command)
+        real(self, command, *rest)
+
+    monkeypatch.setattr(Run, "_run", count)
+    ok("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
+    assert trained.count("pretrain") == 2 == len(list((tmp_path / "run" / "promptnets").glob("*.pfz")))
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 6
+    run_ = Run(tmp_path / "run", read_study(str(study), pretrain_on=str(tmp_path / "other")))
+    assert all(cell.made is None for cell in run_.cells(run_.study.methods))
+
+
 def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
     result = ok("evaluate", "--pairs", finished)
     page, key = result.stdout.split()
@@ -226,7 +254,7 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"methods": {"a": {"sweep": {"sample.gamma": 1}}}}, "sweep"),
         ({"methods": {"a": {"pictures": 0}}}, "pictures"),
         ({"methods": {"a": 3}}, "methods.a"),
-        ({"methods": {"a": {"pretrain": {"steps": 1}}}}, "pretrain_on"),
+        ({"methods": {"a": {"pretrain": {"steps": 1}}}, "pairs": None, "outputs": {}}, "--pretrain-on"),
         ({"methods": {"a": {"kind": "drawn"}}}, "face world"),
         ({"methods": {"a": {"share": 0.5}}}, "share"),
         ({"methods": {"a": {"photo": {"place": "beach"}}}}, "methods.a"),
@@ -236,6 +264,9 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"outputs": {"t": {"title": "T", "methods": ["tund"]}}}, "tuned"),
         ({"outputs": {"t": {"title": "T", "kind": "pie"}}}, "outputs.t"),
         ({"outputs": {"t": {"title": "T", "kind": "curve"}}}, "x and y"),
+        ({"outputs": {"t": {"title": "T", "kind": "curve", "x": "identity", "y": "adherance"}}}, "'adherence'"),
+        ({"outputs": {"t": {"title": "T", "columns": ["CLIP RN50"]}}}, "CLIP RN50"),
+        ({"pretrain_on": 0}, "pretrain_on"),
         ({"pairs": {"ours": "tuned", "others": ["nobody"]}}, "nobody"),
         ({"subjects": {}}, "--photos"),
         ({"subjects": {"photos": [{"file": "nowhere.png"}]}}, "nowhere.png"),

@@ -36,6 +36,14 @@ def evaluate(
             help="Photos in place of the study's, one for each subject and named as it is; may be repeated.",
         ),
     ] = None,
+    pretrain_on: Annotated[
+        str | None,
+        typer.Option(
+            "--pretrain-on",
+            metavar="FOLDER|JSONL",
+            help="Pictures to pre-train on, as for `profusion pretrain`, where a study compares PromptNets.",
+        ),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", metavar="NAME", help="Make what this table or figure needs, and no more.")
     ] = None,
@@ -81,6 +89,7 @@ def evaluate(
     """
     output = Output(quiet, as_json)
     given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
+    given |= {"--pretrain-on": pretrain_on}
     given |= {"--continue": go_on or None, "--keep-bundles": keep_bundles or None}
     if pairs and pairs_results:
         raise UsageError("--pairs writes the page, and --pairs-results reads the answers.", "Give one of the two.")
@@ -101,7 +110,7 @@ def evaluate(
         raise UsageError(told, f"Give one: {', '.join(shipped_studies())}; or a YAML file.")
     if target is None:
         raise UsageError("There is no folder for the run.", "Name one with -o DIR.")
-    _run(arguments[0], target, photos, only, limit, go_on, keep_bundles, device, output)
+    _run(arguments[0], target, photos or [], pretrain_on, only, limit, go_on, keep_bundles, device, output)
 
 
 def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
@@ -138,7 +147,8 @@ def _read_pairs(files: list[str], key: Path | None, output: Output) -> None:
 def _run(
     name: str,
     target: Path,
-    photos: list[str] | None,
+    photos: list[str],
+    pretrain_on: str | None,
     only: str | None,
     limit: int | None,
     go_on: bool,
@@ -149,11 +159,9 @@ def _run(
     """Make, judge and report."""
     from dataclasses import replace
 
-    from profusion_cli.evaluation.study import read_study, with_photos
+    from profusion_cli.evaluation.study import read_study
 
-    plan = read_study(name)
-    if photos is not None:
-        plan = with_photos(plan, photos)
+    plan = read_study(name, photos, pretrain_on)
     if device is not None:
         plan = replace(plan, settings={**plan.settings, "device": device})
     methods = plan.chosen(only)

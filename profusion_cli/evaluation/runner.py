@@ -25,7 +25,8 @@ from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
 from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
 from profusion_cli.evaluation.pairs import Entry
-from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest, read_study
+from profusion_cli.evaluation.report import RECONSTRUCTION
+from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest, near, read_study
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.files import atomic_output
@@ -116,7 +117,7 @@ class Run:
         keep_bundles: keep the subjects' bundles, of which every method makes one for every subject.
 
     Raises:
-        ConfigError: subjects or metrics that are not there.
+        ConfigError: subjects, metrics or columns that are not there.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Run:
             for metric in make_metrics(key, options, device or torch.device("cpu"))
         ]
         self.marks = {metric.name: mark for metric, mark in self.metrics}
+        _check(study, [column for metric, _ in self.metrics for column in metric.columns])
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
         self._bundles: set[Path] = set()
@@ -190,6 +192,8 @@ class Run:
             known.append(subject.description)
         if method.kind in (SUBJECT, TWO):
             known += [method.augment, _weights_mark(config)]
+        if method.pretrain:
+            known.append(self.study.pretrain_on)
         if method.kind == TWO:
             known += [method.share, _photo_mark(self._next(number), method)]
         return digest(known)
@@ -304,7 +308,7 @@ class Run:
         settings = {key: value for key, value in config.as_dict().items() if key not in unused}
         known = [_photo_mark(subject, cell.method), _weights_mark(config)]
         if cell.method.pretrain:
-            settings["promptnet"] |= {"weights": str(self._promptnet(cell)), "sha256": None, "note": ""}
+            settings["promptnet"] |= {"weights": str(self._promptnet(cell.method)), "sha256": None, "note": ""}
         source, flags = photo, ["--no-augment"]
         if cell.method.augment and cell.config.finetune.steps > 0:
             chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed")}
@@ -313,9 +317,10 @@ class Run:
             source, flags = self._command("augment", subject, known, photo, chosen), []
         return self._command("finetune", subject, known, source, settings, *flags)
 
-    def _promptnet(self, cell: Cell) -> Path:
+    def _promptnet(self, method: Method) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects; it goes on where it was cut off."""
-        settings = {key: value for key, value in changed(cell.config).items() if key in PRETRAINING}
+        config = self.study.config(method)
+        settings = {key: value for key, value in changed(config).items() if key in PRETRAINING}
         folder = self.folder / "promptnets"
         target = folder / f"{digest([settings, self.study.pretrain_on])}.pfz"
         if target.exists():
@@ -324,7 +329,7 @@ class Run:
         if isinstance(listing, int):
             listing = draw_portraits(folder / "portraits", listing, SIDE)
         work = target.with_suffix(".work")
-        flags = ["--work", str(work), "--cache", str(folder / "cache"), "--dtype", cell.config.dtype]
+        flags = ["--work", str(work), "--cache", str(folder / "cache"), "--dtype", config.dtype]
         flags += ["--resume"] if any(work.glob("checkpoint-*")) else ["--force"]
         self._run("pretrain", str(listing), target, settings, *flags)
         return target
@@ -472,6 +477,24 @@ def _draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]
 def _config_of(config: Config, subject: Subject) -> Config:
     """A method's configuration for one subject: what it is may be its own."""
     return replace(config, class_word=subject.class_word or config.class_word)
+
+
+def _check(study: Study, columns: Sequence[str]) -> None:
+    """There is something to pre-train on where it is wanted, and tables and plots name columns that metrics have.
+
+    Raises:
+        ConfigError: it is not so.
+    """
+    for method in study.methods:
+        if method.pretrain and study.pretrain_on is None:
+            raise ConfigError(
+                f"methods.{method.name}: there is nothing to pre-train on.",
+                "Give pictures with --pretrain-on, or set pretrain_on.",
+            )
+    for key, output in study.outputs.items():
+        for wanted in filter(None, (*output.columns, output.x, output.y)):
+            if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
+                raise ConfigError(f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, columns))
 
 
 def _photo_mark(subject: Subject, method: Method) -> Any:

@@ -188,11 +188,15 @@ class Study:
                 yield self.prompts[number].text, PER_SUBJECT * subject + PER_PROMPT * (number + 1) + index
 
     def standalone(self) -> dict[str, Any]:
-        """The mapping in its file, with photos by their full paths: a study that can lie anywhere."""
-        if not self.subjects.photos:
-            return dict(self.source)
-        photos = [{**vars(photo), "file": os.path.abspath(photo.file)} for photo in self.subjects.photos]
-        return {**self.source, "subjects": {"photos": photos}}
+        """The mapping in its file, with full paths: a study that can lie anywhere."""
+        own: dict[str, Any] = {}
+        if self.subjects.photos:
+            own["subjects"] = {
+                "photos": [{**vars(photo), "file": os.path.abspath(photo.file)} for photo in self.subjects.photos]
+            }
+        if isinstance(self.pretrain_on, str):
+            own["pretrain_on"] = os.path.abspath(self.pretrain_on)
+        return {**self.source, **own}
 
     def asks(self, text: str) -> Mapping[str, str]:
         """What a judge must see in pictures of this prompt."""
@@ -208,7 +212,7 @@ class Study:
             return self.methods
         if output not in self.outputs:
             raise ConfigError(
-                f"The study '{self.name}' has no table or figure '{output}'.", _near(output, list(self.outputs))
+                f"The study '{self.name}' has no table or figure '{output}'.", near(output, list(self.outputs))
             )
         wanted = self.outputs[output].methods
         return tuple(m for m in self.methods if not wanted or m.name in wanted or m.family in wanted)
@@ -228,21 +232,30 @@ def shipped_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted((preset_folder() / STUDIES).glob("*.yaml"))}
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def near(name: str, known: Sequence[str]) -> str:
+    """A hint for a name that is not among those that are known."""
     close = difflib.get_close_matches(name, known, n=1)
+    if not known:
+        return "There is none."
     return f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(known)}."
 
 
-def read_study(name: str) -> Study:
+def read_study(name: str, photos: Sequence[str] = (), pretrain_on: str | None = None) -> Study:
     """A study, by the name of a shipped one or the path of a file.
+
+    Args:
+        name: see above.
+        photos: files, or folders of them, in place of the study's subjects; a file's name is that of its subject.
+        pretrain_on: what PromptNets are pre-trained on, in place of what the study says; None: that.
 
     Raises:
         ConfigError: no such study, no YAML, or something in it that is unknown or makes no sense.
+        InputError: a place without photos.
     """
     shipped = shipped_studies()
     path = shipped.get(name, Path(name))
     if not path.is_file():
-        raise ConfigError(f"There is no study '{name}'.", _near(name, list(shipped)) + " Or give a YAML file.")
+        raise ConfigError(f"There is no study '{name}'.", near(name, list(shipped)) + " Or give a YAML file.")
     try:
         source = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -250,7 +263,9 @@ def read_study(name: str) -> Study:
     except BAD_YAML as error:
         problem = " ".join(str(error).split())[:200]
         raise ConfigError(f"The study '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
-    return build_study(source, path.stem, path.parent)
+    own: dict[str, Any] = {"subjects": {"photos": _photos_in(photos)}} if photos else {}
+    own |= {"pretrain_on": os.path.abspath(pretrain_on)} if pretrain_on is not None else {}
+    return build_study({**source, **own} if isinstance(source, Mapping) else source, path.stem, path.parent)
 
 
 @dataclass(frozen=True)
@@ -272,8 +287,8 @@ class _Source:
     pairs: Comparison | None = None
 
 
-def with_photos(study: Study, places: Sequence[str]) -> Study:
-    """The study on these photos, or the photos in these folders; a file's name is that of its subject.
+def _photos_in(places: Sequence[str]) -> list[dict[str, str]]:
+    """Photos, or those of folders, as entries of a study.
 
     Raises:
         InputError: a place without photos.
@@ -284,9 +299,7 @@ def with_photos(study: Study, places: Sequence[str]) -> Study:
         if not found or not found[0].is_file():
             raise InputError(f"'{place}' holds no photos.", f"Give pictures, or a folder of {', '.join(SUFFIXES)}.")
         files += found
-    photos = [{"file": str(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()} for file in files]
-    source = {**study.source, "subjects": {"photos": photos}}
-    return build_study(source, study.name, Path())
+    return [{"file": os.path.abspath(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()} for file in files]
 
 
 def build_study(source: Any, name: str, folder: Path) -> Study:
@@ -295,7 +308,7 @@ def build_study(source: Any, name: str, folder: Path) -> Study:
     Args:
         source: see above.
         name: of the study.
-        folder: that photos with relative names lie in.
+        folder: that relative names of photos, and of what is pre-trained on, start from.
 
     Raises:
         ConfigError: something that is unknown or makes no sense, with its key.
@@ -314,6 +327,13 @@ def build_study(source: Any, name: str, folder: Path) -> Study:
         given.subjects,
         photos=tuple(replace(p, file=str(folder / os.path.expanduser(p.file))) for p in given.subjects.photos),
     )
+    pretrain_on = given.pretrain_on
+    if isinstance(pretrain_on, str):
+        pretrain_on = str(folder / os.path.expanduser(pretrain_on))
+    elif pretrain_on is not None and (not isinstance(pretrain_on, int) or pretrain_on < 1):
+        raise ConfigError(
+            f"pretrain_on={pretrain_on!r} is neither a path nor a number of portraits.", "Mend the study."
+        )
     study = Study(
         name,
         given.description,
@@ -321,7 +341,7 @@ def build_study(source: Any, name: str, folder: Path) -> Study:
         nested(given.settings),
         subjects,
         prompts,
-        given.pretrain_on,
+        pretrain_on,
         counts,
         {key: value or {} for key, value in given.metrics.items()},
         methods,
@@ -355,7 +375,7 @@ def _methods(name: str, values: Any) -> Iterator[Method]:
     kind, photo = own.get("kind", SUBJECT), own.get("photo", {})
     augment = own.get("augment", (method_of(nested(values)) or PROFUSION) == PROFUSION)
     if kind not in KINDS:
-        raise ConfigError(f"methods.{name}.kind={kind!r} is none of {', '.join(KINDS)}.", _near(str(kind), KINDS))
+        raise ConfigError(f"methods.{name}.kind={kind!r} is none of {', '.join(KINDS)}.", near(str(kind), KINDS))
     pretrain = own.get("pretrain", {})
     if not isinstance(augment, bool) or not isinstance(photo, Mapping) or not isinstance(pretrain, Mapping):
         raise ConfigError(
@@ -407,17 +427,15 @@ def _check(study: Study) -> None:
             )
         if method.kind == DRAWN and study.subjects.faceworld is None:
             raise ConfigError(f"methods.{method.name}: only the face world is drawn.", "Leave the method out.")
-        if method.pretrain and study.pretrain_on is None:
-            raise ConfigError(f"methods.{method.name}: there is nothing to pre-train on.", "Set pretrain_on.")
         if method.photo and study.subjects.faceworld is None:
             raise ConfigError(f"methods.{method.name}: a photo on the disk is what it is.", "Leave `photo` out.")
     for wanted in (study.pairs.ours, *study.pairs.others) if study.pairs else ():
         if wanted not in names:
-            raise ConfigError(f"pairs: there is no method '{wanted}'.", _near(wanted, names))
+            raise ConfigError(f"pairs: there is no method '{wanted}'.", near(wanted, names))
     families = [method.family for method in study.methods]
     for key, output in study.outputs.items():
         for wanted in output.methods:
             if wanted not in names and wanted not in families:
-                raise ConfigError(f"outputs.{key}: there is no method '{wanted}'.", _near(wanted, names))
+                raise ConfigError(f"outputs.{key}: there is no method '{wanted}'.", near(wanted, names))
         if output.kind == "curve" and not (output.x and output.y):
             raise ConfigError(f"outputs.{key}: a curve needs x and y.", "Name two columns.")
