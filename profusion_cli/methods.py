@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "finetune": {
             "steps": 5000,
             "batch_size": 8,
-            "learning_rate": 5.0e-3,
+            "learning_rate": 0.04,
             "train": "promptnet",
             "prompts": list(TEMPLATES),
         },
@@ -65,8 +65,9 @@ METHODS: dict[str, dict[str, Any]] = {
   here, then 5 to 15 steps of 16 pictures on the one photo; the learning rate is 16 times 1e-6. Its encoder comes from
   `profusion pretrain --embedding-l2`. The paper tunes all attention weights by offsets of low rank; here they are
   tuned as ProFusion's are, so that the rows differ in the regularisation and the sampling alone.
-- `textual-inversion` (arXiv 2208.01618): one word, started from the class word, 5000 steps of 8 pictures at 5e-3, in
-  neutral contexts. `embedding_l2` is the lambda of its pull to the coarse word, 0 in its main results.
+- `textual-inversion` (arXiv 2208.01618): one word, started from the class word, 5000 steps of 8 pictures, in neutral
+  contexts; the learning rate is 5e-3 for each picture of a step, 0.04 in all. `embedding_l2` is the lambda of its pull
+  to the coarse word, 0 in its main results.
 - `dreambooth` (arXiv 2208.12242): the whole UNet, a rare identifier before the class word, and as many pictures of
   the class by the base model, weighed 1, against language drift; for Stable Diffusion 800 steps at 5e-6 and 200
   pictures of the class, as in diffusers' training example
