@@ -70,6 +70,8 @@ MEMORY_HINTS = {
     "--set augment.batch_size.",
     "sample": "Lower --batch-size, or --width and --height.",
     "interpolate": "Lower --width and --height.",
+    "evaluate": "Lower sample.batch_size, or raise finetune.gradient_accumulation, under `settings` in the study; what "
+    "is finished is kept.",
 }
 
 

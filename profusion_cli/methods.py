@@ -37,9 +37,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "textual-inversion": {
         "finetune": {
-            "steps": 5000,
-            "batch_size": 8,
-            "learning_rate": 0.04,
+            "steps": 6100,
+            "batch_size": 2,
+            "learning_rate": 0.01,
             "train": "promptnet",
             "prompts": list(TEMPLATES),
         },
@@ -62,12 +62,15 @@ METHODS: dict[str, dict[str, Any]] = {
 """What each method sets beside the preset.
 
 - `e4t` (Encoder-based domain tuning, arXiv 2302.12228): an encoder that was pre-trained with lambda ||S*||^2, eq. (2)
-  here, then 5 to 15 steps of 16 pictures on the one photo; the learning rate is 16 times 1e-6. Its encoder comes from
-  `profusion pretrain --embedding-l2`. The paper tunes all attention weights by offsets of low rank; here they are
-  tuned as ProFusion's are, so that the rows differ in the regularisation and the sampling alone.
-- `textual-inversion` (arXiv 2208.01618): one word, started from the class word, 5000 steps of 8 pictures, in neutral
-  contexts; the learning rate is 5e-3 for each picture of a step, 0.04 in all. `embedding_l2` is the lambda of its pull
-  to the coarse word, 0 in its main results.
+  here, then 5 to 15 steps of 16 pictures on the one photo; the learning rate is 1e-6 for each of them. Its encoder
+  comes from `profusion pretrain --embedding-l2`. Not from its paper: it tunes offsets of low rank to all attention
+  weights, and here the attention is tuned as ProFusion's is, so that the rows differ in the regularisation and the
+  sampling alone; and lambda 0.01, of the mean over the elements.
+- `textual-inversion` (arXiv 2208.01618): one word, started from the class word, in neutral contexts; 6100 steps of 2
+  pictures at 5e-3 for each of them, as its authors configure it for Stable Diffusion
+  (https://github.com/rinongal/textual_inversion, configs/stable-diffusion/v1-finetune.yaml). `embedding_l2` is the
+  lambda of its pull to the coarse word, 0 there; it weighs the mean over the word's elements, where theirs weighs the
+  sum.
 - `dreambooth` (arXiv 2208.12242): the whole UNet, a rare identifier before the class word, and as many pictures of
   the class by the base model, weighed 1, against language drift; for Stable Diffusion 800 steps at 5e-6 and 200
   pictures of the class, as in diffusers' training example

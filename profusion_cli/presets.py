@@ -21,6 +21,39 @@ BAD_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which would take the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, has a key twice, or holds something else.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"The {what} '{path}' cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except BAD_YAML as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ConfigError(f"The {what} '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The {what} '{path}' does not hold a mapping.", "See a shipped one for an example.")
+    return values
+
+
 def preset_folder() -> Path:
     """Where the shipped presets lie: inside the installed package, or beside it in a source checkout."""
     package = Path(__file__).parent
@@ -73,17 +106,7 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 (f"Did you mean '{near[0]}'? " if near else "") + f"Shipped presets: {', '.join(shipped)}; "
                 "or give the path of a YAML file.",
             )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The preset file '{path}' cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
-    except BAD_YAML as error:
-        problem = " ".join(str(error).split())[:200]
-        raise ConfigError(f"The preset file '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"The preset file '{path}' does not hold a mapping.", "See `profusion presets` for examples.")
+    values = read_yaml(path, "preset file")
     own = values.pop("methods", {})
     if not isinstance(own, dict) or not all(isinstance(layer, dict) for layer in own.values()) or set(own) - {*METHODS}:
         raise ConfigError(

@@ -58,12 +58,14 @@ def test_ordinary_words_are_conditioned_on_as_their_text_is(base):
 def test_the_prior_adds_its_mean_error_to_the_subjects():
     generator = torch.Generator().manual_seed(0)
     prediction, target = (torch.randn(6, 4, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    nowhere, everywhere_other = torch.zeros(6, dtype=torch.bool), torch.arange(6) % 2 == 1
-    plain = prior_preservation_loss(prediction, target, nowhere, 3.0)
-    torch.testing.assert_close(plain, diffusion_loss(prediction, target))
+    everywhere_other = torch.arange(6) % 2 == 1
     both = prior_preservation_loss(prediction, target, everywhere_other, 3.0)
     own, prior = (diffusion_loss(prediction[which], target[which]) for which in (~everywhere_other, everywhere_other))
     torch.testing.assert_close(both, own + 3.0 * prior)
+    for parts in (2, 3, 6):  # of gradient accumulation
+        split = [tensor.tensor_split(parts) for tensor in (prediction, target, everywhere_other)]
+        each = [prior_preservation_loss(*part, 3.0) for part in zip(*split, strict=True)]
+        torch.testing.assert_close(sum(each) / parts, both)
 
 
 def test_pictures_of_the_class_stand_between_those_of_the_subject():
@@ -108,7 +110,7 @@ def test_methods_set_what_their_papers_say_and_flags_win():
     again = resolve_config(None, config.as_dict(), {"sample.steps": 3})
     assert again.finetune == config.finetune
     images = resolve_config("sd2", None, {}).as_dict()
-    assert resolve_config(None, images, {"finetune.method": "textual-inversion"}).finetune.steps == 5000
+    assert resolve_config(None, images, {"finetune.method": "textual-inversion"}).finetune.steps == 6100
     assert resolve_config("sd2", None, {}).finetune.method == "profusion"
 
 

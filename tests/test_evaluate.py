@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
 
+from profusion_cli.config import RandomConfig
 from profusion_cli.evaluation import runner
 from profusion_cli.evaluation.metrics import Judged, make_metrics
-from profusion_cli.evaluation.report import RECONSTRUCTION, markdown, summarise, table_of
+from profusion_cli.evaluation.report import RECONSTRUCTION, difference, markdown, sheet_of, summarise, table_of
 from profusion_cli.evaluation.runner import Run
-from profusion_cli.evaluation.study import build_study, read_study, shipped_studies
+from profusion_cli.evaluation.study import Figure, build_study, read_study, shipped_studies
 from profusion_cli.evaluation.subjects import drawn, reference_photo, subjects_of
 from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.world import SPLITS
+from profusion_cli.presets import preset_folder
+from profusion_cli.runtime.random_base import build_random_base
 from tests.conftest import draw_photo, ok, run
 
 PROMPTS = [{"text": "S* on a beach", "asks": {"place": "beach"}}, "S* in the snow"]
@@ -50,6 +55,7 @@ def study_of(folder: Path, **changes: object) -> dict:
             "table": {"title": "All"},
             "curve": {"title": "Free", "kind": "curve", "x": "identity", "y": "adherence", "methods": ["free"]},
             "sheet": {"title": "Ann", "kind": "sheet"},
+            "chosen": {"title": "Base", "methods": ["base"], "against": "base"},
         },
         "pairs": {"ours": "tuned", "others": ["inverted"], "count": 4},
         **changes,
@@ -169,7 +175,12 @@ def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
     ok("evaluate", study, "-o", tmp_path / "run", "--only", "curve", "--limit", 1)
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
     assert {(row["family"], row["subject"]) for row in rows} == {("free", "ann")}
-    assert (tmp_path / "run" / "curve.svg").is_file() and not (tmp_path / "run" / "sheet.png").exists()
+    assert (tmp_path / "run" / "curve.svg").is_file()
+    ok("evaluate", study, "-o", tmp_path / "run", "--only", "chosen")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    made = {(row["family"], row["subject"]) for row in rows}
+    assert made == {("free", "ann"), ("base", "ann"), ("base", "bob")}, "what was made before is still told of"
+    assert "| free, gamma 0.2 | 1 | 2 |" in (tmp_path / "run" / "tables.md").read_text()
 
 
 def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(tmp_path: Path) -> None:
@@ -247,11 +258,21 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"preset": "sd3"}, "sd3"),
         ({"prompts": []}, "prompts is empty"),
         ({"prompts": ["no placeholder"]}, "no placeholder"),
+        ({"prompts": ["S*", "S*"]}, "twice"),
+        ({"prompts": [{"text": "S*", "asks": {"style": "animee"}}]}, "'anime'"),
+        ({"prompts": [{"text": "S*", "asks": {"styl": "anime"}}]}, "'style'"),
+        ({"prompts": [f"S* {number}" for number in range(100)]}, "too many"),
+        ({"pictures": 0}, "pictures=0"),
+        ({"pictures": 101}, "up to 100"),
+        ({"reconstructions": -1}, "reconstructions"),
+        ({"prompts_per_subject": -1}, "prompts_per_subject"),
+        ({"preset": "my.yaml"}, "my.yaml"),
         ({"methods": {}}, "methods is empty"),
         ({"methods": {"a": {"finetune.stpes": 1}}}, "methods.a"),
         ({"methods": {"a": {"kind": "bass"}}}, "base"),
         ({"methods": {"a": {"finetune.method": "dreambot"}}}, "dreambooth"),
         ({"methods": {"a": {"sweep": {"sample.gamma": 1}}}}, "sweep"),
+        ({"methods": {"a": {"sweep": {"sample.gamma": [1, 1]}}}}, "Two methods"),
         ({"methods": {"a": {"pictures": 0}}}, "pictures"),
         ({"methods": {"a": 3}}, "methods.a"),
         ({"methods": {"a": {"pretrain": {"steps": 1}}}, "pairs": None, "outputs": {}}, "--pretrain-on"),
@@ -267,7 +288,12 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"outputs": {"t": {"title": "T", "kind": "curve", "x": "identity", "y": "adherance"}}}, "'adherence'"),
         ({"outputs": {"t": {"title": "T", "columns": ["CLIP RN50"]}}}, "CLIP RN50"),
         ({"pretrain_on": 0}, "pretrain_on"),
+        ({"outputs": {"../../t": {"title": "T"}}}, "name of a file"),
+        ({"outputs": {"t": {"title": "T", "kind": "sheet", "subject": -1}}}, "subject -1"),
+        ({"outputs": {"t": {"title": "T", "against": "tund"}}}, "tuned"),
         ({"pairs": {"ours": "tuned", "others": ["nobody"]}}, "nobody"),
+        ({"pairs": {"ours": "tuned", "others": ["tuned"]}}, "pairs"),
+        ({"pairs": {"ours": "tuned", "others": ["base"], "count": 0}}, "pairs"),
         ({"subjects": {}}, "--photos"),
         ({"subjects": {"photos": [{"file": "nowhere.png"}]}}, "nowhere.png"),
         ({"subjects": {"photos": [{"file": "ann.png"}, {"file": "ann.png"}]}}, "Two subjects"),
@@ -305,6 +331,138 @@ def test_wrong_arguments_are_refused(
     monkeypatch.chdir(tmp_path)
     assert run("evaluate", *arguments).exit_code == code
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "mapping"), ("- a", "mapping"), ("{", "valid YAML"), ("preset: a\npreset: b", "twice")]
+)
+def test_a_file_that_is_no_study_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    result = run("evaluate", tmp_path / "study.yaml", "-o", tmp_path / "run")
+    assert result.exit_code == 3
+    assert said in result.stderr and "study.yaml" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
+def test_a_place_that_cannot_hold_a_run_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run("evaluate", write(tmp_path, study_of(tmp_path)), "-o", tmp_path / place)
+    assert result.exit_code == 9, result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_photo_that_is_damaged_stops_a_run_before_it_begins(tmp_path: Path) -> None:
+    study = write(tmp_path, study_of(tmp_path))
+    (tmp_path / "bob.png").write_bytes((tmp_path / "bob.png").read_bytes()[:300])
+    result = run("evaluate", study, "-o", tmp_path / "run")
+    assert result.exit_code == 5 and "bob.png" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def cells_of(study: Path, folder: Path) -> dict[tuple[str, str], bool]:
+    """Which cells of a run are finished, by method and subject."""
+    made = Run(folder, read_study(str(study)))
+    return {(cell.method.name, cell.subject.name): cell.made is not None for cell in made.cells(made.study.methods)}
+
+
+def test_new_weights_photos_and_presets_make_cells_stale(tmp_path: Path) -> None:
+    """Nothing in the study's file changes."""
+    random_base = RandomConfig("tiny", 0)
+    build_random_base(tmp_path / "base", random_base.size, random_base.seed)
+    preset = yaml.safe_load((preset_folder() / "tiny-random.yaml").read_text())
+    preset["base"] |= {"id": str(tmp_path / "base"), "random": None}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    source = study_of(tmp_path, preset="mine.yaml", outputs={}, pairs=None, metrics={})
+    source["methods"] = {"base": {"kind": "base"}, "free": {"finetune.steps": 0}}
+    study, folder = write(tmp_path, source), tmp_path / "run"
+    ok("evaluate", study, "-o", folder)
+    assert all(cells_of(study, folder).values())
+
+    draw_photo(tmp_path / "ann.png", "red")
+    assert cells_of(study, folder) == {
+        ("base", "ann"): False, ("base", "bob"): True, ("free", "ann"): False, ("free", "bob"): True
+    }  # fmt: skip
+    draw_photo(tmp_path / "ann.png", "tan")
+    assert all(cells_of(study, folder).values())
+
+    preset["sample"] = {**preset.get("sample", {}), "gamma": 0.123}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    assert not any(cells_of(study, folder).values())
+    result = run("evaluate", study, "-o", folder)
+    assert result.exit_code == 9 and "changed since" in " ".join(result.stderr.split())
+    preset["sample"].pop("gamma")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    assert all(cells_of(study, folder).values())
+
+    weights = next((tmp_path / "base" / "unet").glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({name: tensor * 1.05 for name, tensor in tensors.items()}, weights)
+    assert not any(cells_of(study, folder).values())
+    assert len(list(folder.rglob("*.pfz"))) == 0
+
+
+def test_new_weights_of_a_judge_make_it_judge_again(tmp_path: Path) -> None:
+    judges = tmp_path / "judges"
+    shutil.copytree(preset_folder() / "faceworld" / "judges", judges)
+    source = study_of(tmp_path, metrics={"faceworld": {"folder": str(judges)}}, outputs={}, pairs=None)
+    source["methods"] = {"base": {"kind": "base"}}
+    study = write(tmp_path, source)
+    ok("evaluate", study, "-o", tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    for file in judges.glob("identities*.safetensors"):
+        tensors = safetensors.torch.load_file(file)
+        safetensors.torch.save_file({name: tensor * 0.9 for name, tensor in tensors.items()}, file)
+    ok("evaluate", study, "-o", tmp_path / "run")
+    after = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    assert [row["scores"]["identity"] for row in before] != [row["scores"]["identity"] for row in after]
+    assert [row["scores"]["adherence"] for row in before] == [row["scores"]["adherence"] for row in after]
+
+    shutil.rmtree(judges)
+    result = run("evaluate", study, "-o", tmp_path / "run")
+    assert result.exit_code == 8 and "judges" in result.stderr
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]) == 6
+
+
+def test_a_judge_that_breaks_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = study_of(tmp_path, methods={"base": {"kind": "base"}}, outputs={}, pairs=None)
+
+    def explode(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(Run, "_judge", explode)
+    assert run("evaluate", write(tmp_path, source), "-o", tmp_path / "run").exit_code != 0
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]) == 6
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_sheet_has_a_column_for_every_prompt(tmp_path: Path) -> None:
+    """Methods that draw other prompts stand in it with blanks."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    source = {"preset": "tiny-random", "prompts": ["S* one", "S* two"], "methods": {"a": {}, "b": {}}}
+    source["outputs"] = {"sheet": {"title": "S", "kind": "sheet"}}
+    study = build_study(source, "s", tmp_path)
+    rows = [
+        {"method": method, "subject": "ann", "prompt": prompt, "reconstruction": False, "file": "red.png"}
+        for method, prompt in (("a", "S* two"), ("b", "S* one"), ("b", "S* two"))
+    ]
+    sheet, prompts = sheet_of(study, study.outputs["sheet"], rows, tmp_path, None)
+    assert prompts == ["S* one", "S* two"]
+    red = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert (red == (255, 0, 0)).all(1).sum() == 3 * 96 * 96
+
+
+def test_a_difference_is_taken_subject_by_subject() -> None:
+    rows = [
+        {"method": method, "subject": str(subject), "reconstruction": False, "scores": {"x": subject + more}}
+        for subject in range(9)
+        for method, more in (("a", 0.0), ("b", 0.25))
+    ]
+    rows.append({"method": "b", "subject": "alone", "reconstruction": False, "scores": {"x": 99.0}})
+    assert difference(rows, "b", "a", "x") == (0.25, 0.25, 0.25)
+    study = build_study({"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "b": {}}}, "s", Path())
+    head, body = table_of(study, Figure("T", against="a"), rows)
+    assert head[3:] == ["x", "less that of a"]
+    assert body[0][4] == "" and body[1][4] == "+0.250 [+0.250, +0.250]"
 
 
 def test_shipped_studies_make_sense() -> None:

@@ -256,7 +256,7 @@ def test_dino_without_all_its_weights_is_refused(dino_folder, tmp_path, no_netwo
 # --- faces -----------------------------------------------------------------------------------------------------
 
 
-def test_no_face_is_told_and_not_scored():
+def test_no_face_in_a_picture_is_a_failure():
     """A picture of one colour has no face here; of the others the mean colour is the embedding."""
 
     def find(pictures):
@@ -272,10 +272,10 @@ def test_no_face_is_told_and_not_scored():
     assert [tuple(flag.values()) for flag in flags] == [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 0.0)]
     assert set(flags[0]) == {"some face found", "some face found in photo"}
     first, no_face, third, no_face_in_photo = scores(metric, judged)
-    assert no_face is no_face_in_photo is None
+    assert no_face == 0 and no_face_in_photo is None
     means = [np.asarray(image).mean((0, 1)) for image in (JUDGED[1].picture, JUDGED[1].photo)]
     assert third == pytest.approx(cosine(*means)) and first != third
-    assert scores(metric, [judged[1]]) == [None]
+    assert scores(metric, [judged[1]]) == [0]
 
 
 def test_without_deepface_it_is_said_what_to_install(monkeypatch):
@@ -392,7 +392,7 @@ def test_adaface_reads_both_published_layouts(monkeypatch, tmp_path):
     for weights, right in ((tmp_path / "adaface.ckpt", bgr), (tmp_path, rgb)):
         found, metric = make_metrics("adaface", {"weights": str(weights)}, CPU)
         assert [tuple(score.values()) for score in found.score(judged)] == [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0)]
-        assert scores(metric, judged) == [pytest.approx(cosine(*right), abs=1e-5), None, pytest.approx(1)]
+        assert scores(metric, judged) == [pytest.approx(cosine(*right), abs=1e-5), 0, pytest.approx(1)]
         np.testing.assert_allclose(np.stack(metric.features(photos)), right, rtol=1e-3, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from profusion_cli import options
 from profusion_cli.console import Output
-from profusion_cli.errors import ProfusionError, UsageError
+from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
 
 RESULTS = "results.json"
 PREFERENCE = "Human preference"
@@ -85,7 +85,7 @@ def evaluate(
     """Run a study: subjects, prompts and methods side by side, judged, with intervals.
 
     A run that was cut off goes on where it was. Pictures are made first and judged then; a metric that is not
-    installed is told of, and the others go on.
+    installed is told of, and the others go on. The report is of everything in the folder.
     """
     output = Output(quiet, as_json)
     given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
@@ -121,7 +121,9 @@ def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
     from profusion_cli.evaluation.runner import comparison_of
 
     folder = Path(runs[0])
-    study, entries, seed = comparison_of(folder)
+    study, entries, seed, unfinished = comparison_of(folder)
+    if unfinished:
+        output.warn(f"{unfinished} cells of the run are not finished; the page is of the others.")
     made = write_pairs(entries, folder / "pairs", study.pairs.ours, study.pairs.others, study.pairs.count, seed)
     for warning in made["warnings"]:
         output.warn(warning)
@@ -166,6 +168,7 @@ def _run(
         plan = replace(plan, settings={**plan.settings, "device": device})
     methods = plan.chosen(only)
 
+    from profusion_cli.evaluation.metrics import FOUND_IN_PHOTO
     from profusion_cli.evaluation.report import versions, write_report
     from profusion_cli.evaluation.runner import Run, write_json
     from profusion_cli.evaluation.subjects import photo_of
@@ -174,30 +177,46 @@ def _run(
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
     run = Run(target, plan, limit, output, placement.device, keep_bundles)
+    photos = {subject.name: photo_of(subject, config) for subject in run.everyone}
     run.open(go_on)
     cells = run.cells(methods)
-    run.make(cells)
-    run.judge(cells)
-    rows = run.results(cells)
-    record = {
-        "study": plan.name,
-        "versions": versions(),
-        "device": str(placement.device),
-        "dtype": str(placement.dtype),
-        "seed": config.seed,
-        "base": next((cell.made["base"] for cell in cells if cell.made is not None and "base" in cell.made), None),
-        "cells": {
-            f"{cell.method.name} / {cell.subject.name}": {"mark": cell.mark, "bundles": cell.made.get("bundles", [])}
-            for cell in cells
-            if cell.made is not None
-        },
-        "seconds": run.seconds(cells),
-        "missing": run.missing,
-        "failed": run.failed,
-    }
-    write_json(target / RESULTS, {**record, "pictures": rows})
-    photos = {subject.name: photo_of(subject, config) for subject in run.subjects}
-    for problem in write_report(target, plan, only, rows, record, photos):
+    try:
+        run.make(cells)
+        run.judge(cells)
+    finally:  # what is there is told of, whatever stops the rest
+        finished = [cell for cell in run.cells(plan.methods, everyone=True) if cell.made is not None]
+        rows = run.results(finished)
+        record = {
+            "study": plan.name,
+            "versions": versions(),
+            "device": str(placement.device),
+            "dtype": str(placement.dtype),
+            "seed": config.seed,
+            "base": next((cell.made["base"] for cell in finished if "base" in cell.made), None),
+            "cells": {
+                f"{cell.method.name} / {cell.subject.name}": {
+                    "mark": cell.mark,
+                    "bundles": cell.made.get("bundles", []),
+                }
+                for cell in finished
+            },
+            "seconds": run.seconds(finished),
+            "missing": run.missing,
+            "failed": run.failed,
+        }
+        write_json(target / RESULTS, {**record, "pictures": rows})
+        problems = write_report(target, plan, rows, record, photos)
+    blind = sorted(
+        {
+            r["subject"]
+            for r in rows
+            for name, score in r["scores"].items()
+            if name.endswith(FOUND_IN_PHOTO) and not score
+        }
+    )
+    if blind:
+        problems.append(f"No face was found in the photo of {', '.join(blind)}: left out of the identity.")
+    for problem in problems:
         output.warn(problem)
     for file in ("tables.md", "report.html"):
         output.line(str(target / file))
@@ -208,3 +227,5 @@ def _run(
         )
         error.exit_code = run.failed[0]["exit_code"]
         raise error
+    if run.missing and len(run.missing) == len(run.marks):
+        raise UnavailableError("None of the study's metrics can be had; the pictures are made.", "See above for each.")

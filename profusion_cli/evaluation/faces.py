@@ -2,7 +2,8 @@
 
 Seven models through deepface (https://github.com/serengil/deepface), with its own detection and alignment and on its
 PyTorch backend; and AdaFace, IR-101 (https://arxiv.org/abs/2204.00964, https://github.com/mk-minchul/AdaFace).
-Of several faces in a picture the largest counts. Where no face is found, the similarity is None, and a flag says so.
+Of several faces in a picture the largest counts. A picture in which no face is found is a failure: its similarity is 0,
+and a column says how many there are. Where the photo has no face, there is nothing to compare with.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torch import nn
 
 from profusion_cli.errors import UnavailableError
 from profusion_cli.evaluation.metrics import (
+    FOUND,
+    FOUND_IN_PHOTO,
     Judged,
     Metric,
     Remembered,
@@ -50,7 +53,6 @@ MODELS = {
 """deepface's name of each model, and the file of its weights."""
 DETECTORS = {"opencv": "", "retinaface": "retinaface.pth", "yunet": "face_detection_yunet_2023mar.onnx"}
 """Likewise; the detector `opencv` comes with OpenCV."""
-FOUND, FOUND_IN_PHOTO = "face found", "face found in photo"
 
 
 class FaceFound:
@@ -89,7 +91,7 @@ def identity(
         return [None if face is None else next(embeddings) for face in found]
 
     remembered = Remembered(features)
-    return Similarity(name, remembered, remembered, "photo")
+    return Similarity(name, remembered, remembered, "photo", failure=0.0)
 
 
 def face_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metric]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from profusion_cli.evaluation.metrics import Judged
+from profusion_cli.evaluation.metrics import Judged, loading, text_option
 from profusion_cli.faceworld.judges import Judges
 from profusion_cli.presets import local_path
 
@@ -18,18 +19,33 @@ class FaceWorldJudges:
     similarity to the photo by the judge of identity, in [-1, 1].
 
     Args:
-        options: `folder` of the judges; the shipped ones where there is none.
+        options: `folder` of the judges.
         device: unused; the judges are small.
+
+    Raises:
+        ConfigError: a folder that is no text.
     """
 
     name = "faceworld"
     columns = ("adherence", "identity")
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
-        self.judges = Judges(Path(local_path(options.get("folder", "shipped:faceworld/judges"))))
+        self.folder = Path(local_path(text_option(options, "folder") or ""))
+
+    @cached_property
+    def judges(self) -> Judges:
+        """Loaded when they first judge."""
+        with loading(
+            f"The face world's judges ({self.folder})", "Name their folder with the metric's option 'folder'."
+        ):
+            return Judges(self.folder)
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
-        """Of each picture; adherence is None where nothing was asked for."""
+        """Of each picture; adherence is None where nothing was asked for.
+
+        Raises:
+            UnavailableError: the judges are not there, or damaged.
+        """
         vectors = self.judges.embeddings([item.picture for item in pictures])
         photos = self.judges.embeddings([item.photo for item in pictures])
         seen = self.judges.attributes([item.picture for item in pictures])

@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from profusion_cli.errors import ConfigError, UnavailableError
+from profusion_cli.presets import local_path
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
+FOUND, FOUND_IN_PHOTO = "face found", "face found in photo"
+"""Ends of the names of columns that say, by 1 or 0, where there was a face to judge."""
 Item = TypeVar("Item", str, "Image.Image")
 Feature = TypeVar("Feature")
 
@@ -65,19 +69,33 @@ class Kind:
         factory: `module:attribute` in this package of what makes it: `(options, device)` to a metric, or to a list.
         options: names of its options.
         description: one line.
+        defaults: of its options.
+        inside: where in the option `folder` its weights are.
     """
 
     factory: str
     options: tuple[str, ...]
     description: str
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    inside: str = ""
 
 
 METRICS: dict[str, Kind] = {
     "clip": Kind("clip:clip_metrics", ("folder", "models"), "image-prompt similarity by nine CLIP models (Table 1)"),
-    "faces": Kind("faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)"),
+    "faces": Kind(
+        "faces:face_metrics",
+        ("detector", "folder", "models"),
+        "identity by seven models (Table 2)",
+        inside=".deepface/weights",
+    ),
     "adaface": Kind("faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)"),
     "dino": Kind("dino:dino_metrics", ("folder", "models"), "similarity to the photo of what is no face, by DINO"),
-    "faceworld": Kind("faceworld:FaceWorldJudges", ("folder",), "adherence and identity by the face world's judges"),
+    "faceworld": Kind(
+        "faceworld:FaceWorldJudges",
+        ("folder",),
+        "adherence and identity by the face world's judges",
+        {"folder": "shipped:faceworld/judges"},
+    ),
 }
 DESCRIPTIONS = {name: kind.description for name, kind in METRICS.items()}
 
@@ -100,8 +118,26 @@ def make_metrics(name: str, options: Mapping[str, Any], device: torch.device) ->
         if option not in kind.options:
             raise unknown(f"option of the metric '{name}'", option, kind.options)
     module, _, attribute = kind.factory.partition(":")
-    made = getattr(import_module(f"{__package__}.{module}"), attribute)(options, device)
+    made = getattr(import_module(f"{__package__}.{module}"), attribute)({**kind.defaults, **options}, device)
     return made if isinstance(made, list) else [made]
+
+
+def weights_mark(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file in the places that a metric's options name on this machine.
+
+    Args:
+        name: one of `METRICS`.
+        options: of this metric, as in the study file.
+    """
+    from profusion_cli.runtime.hub import file_sha256
+
+    marks, kind = {}, METRICS[name]
+    for option, value in {**kind.defaults, **options}.items():
+        place = Path(local_path(value), kind.inside) if isinstance(value, str) else None
+        if place is not None and place.exists():
+            files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+            marks |= {f"{option}: {path.relative_to(place)}": file_sha256(path) for path in files}
+    return marks
 
 
 def unknown(what: str, name: object, known: Collection[str]) -> ConfigError:
@@ -189,24 +225,28 @@ class Similarity:
         features: of pictures, each of shape (width,), or None where a picture has none.
         others: likewise, of what the pictures are compared to.
         attribute: what that is: `photo` or `text` of `Judged`.
+        failure: the score of a picture that has no feature where the other has one.
     """
 
-    def __init__(self, name: str, features: Remembered, others: Remembered, attribute: str) -> None:
+    def __init__(
+        self, name: str, features: Remembered, others: Remembered, attribute: str, failure: float | None = None
+    ) -> None:
         self.name, self.columns = name, (name,)
-        self.features, self.others, self.attribute = features, others, attribute
+        self.features, self.others, self.attribute, self.failure = features, others, attribute, failure
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
-        """Of each picture; None where one of the two has no feature.
+        """Of each picture; None where what it is compared to has no feature.
 
         Raises:
             UnavailableError: the model or its library cannot be had.
         """
         features = self.features([item.picture for item in pictures])
         others = self.others([getattr(item, self.attribute) for item in pictures])
-        return [
-            {self.name: None if one is None or other is None else cosine(one, other)}
-            for one, other in zip(features, others, strict=True)
-        ]
+        pairs = zip(features, others, strict=True)
+        return [{self.name: None if other is None else self._of(one, other)} for one, other in pairs]
+
+    def _of(self, one: np.ndarray | None, other: np.ndarray) -> float | None:
+        return self.failure if one is None else cosine(one, other)
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from profusion_cli.errors import InputError, OutputError, UsageError
 from profusion_cli.evaluation.statistics import Preference, fleiss_kappa, preference
-from profusion_cli.files import check_output, read_source, sha256_of
+from profusion_cli.files import check_output, output_hint, read_source, sha256_of
 from profusion_cli.images import decode_photo
 
 CHOICES = LEFT, RIGHT, EQUAL = ("left", "right", "equal")
@@ -164,7 +164,8 @@ def write_pairs(
     rng = random.Random(f"pairs {seed}")
     run = _by_method(entries)
     chosen, warnings = _choose(run, ours, others, count, rng)
-    check_output(key, force=False)
+    with output_hint("Remove the page and its key to make others."):
+        check_output(key, force=False)
     try:
         if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
             raise OutputError(f"'{target}' already exists.", "Choose another name, or remove it.")

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from PIL import Image
@@ -17,13 +18,15 @@ from PIL import Image
 from profusion_cli import __version__
 from profusion_cli.errors import UnavailableError
 from profusion_cli.evaluation.statistics import Interval, bootstrap
-from profusion_cli.evaluation.study import Figure, Study
+from profusion_cli.evaluation.study import Figure, Method, Study
 from profusion_cli.files import atomic_output
 from profusion_cli.images import contact_sheet
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "deepface")
 RECONSTRUCTION = "reconstruction: "
 CELL = 96
+FEW = 8
+"""Subjects, of whom a percentile bootstrap tells too little."""
 Row = Mapping[str, Any]
 
 
@@ -69,17 +72,47 @@ def shown(interval: Interval) -> str:
     return f"{mean:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
+def methods_of(study: Study, output: Figure) -> list[Method]:
+    """The methods of an output in its order, families unrolled."""
+    wanted = output.methods or tuple(dict.fromkeys(method.family for method in study.methods))
+    chosen = {m.name: m for name in wanted for m in study.methods if name in (m.name, m.family)}
+    return list(chosen.values())
+
+
 def table_of(study: Study, output: Figure, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and body of a table; methods without a picture stand in it too."""
-    wanted = output.methods or tuple(dict.fromkeys(method.family for method in study.methods))
-    methods = [m.name for name in wanted for m in study.methods if name in (m.name, m.family)]
     columns = list(output.columns) or columns_of(rows)
     body = []
-    for method in dict.fromkeys(methods):
-        summary = summarise(rows, method, columns)
-        counts = [str(summary["subjects"]), str(summary["pictures"])]
-        body.append([method, *counts, *(shown(summary["scores"][column]) for column in columns)])
-    return ["method", "subjects", "pictures", *columns], body
+    for method in methods_of(study, output):
+        summary = summarise(rows, method.name, columns)
+        line = [method.name, str(summary["subjects"]), str(summary["pictures"])]
+        for column in columns:
+            line.append(shown(summary["scores"][column]))
+            if output.against:
+                line.append(
+                    ""
+                    if method.name == output.against
+                    else signed(difference(rows, method.name, output.against, column))
+                )
+        body.append(line)
+    heads = [
+        head for column in columns for head in (column, *([f"less that of {output.against}"] if output.against else []))
+    ]
+    return ["method", "subjects", "pictures", *heads], body
+
+
+def difference(rows: Sequence[Row], method: str, other: str, column: str) -> Interval:
+    """How much more one method scores than another, subject by subject, over the subjects that both have."""
+    one, two = (values_of(rows, name, column) for name in (method, other))
+    return bootstrap({subject: [mean(one[subject]) - mean(two[subject])] for subject in one if subject in two})
+
+
+def signed(interval: Interval) -> str:
+    """A difference and its interval, or nothing where there was nothing to compare."""
+    value, low, high = interval
+    if math.isnan(value):
+        return ""
+    return f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -102,27 +135,29 @@ def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
         ) from None
     plot = Plot(figsize=(8, 5.5), layout="constrained")
     axes = plot.add_subplot()
-    wanted = output.methods or tuple(dict.fromkeys(method.family for method in study.methods))
-    for number, family in enumerate(wanted):
+    families = dict.fromkeys(method.family for method in methods_of(study, output))
+    for number, family in enumerate(families):
         points = [
-            summarise(rows, m.name, (output.x, output.y))["scores"]
-            for m in study.methods
-            if family in (m.name, m.family)
+            summarise(rows, method.name, (output.x, output.y))["scores"]
+            for method in methods_of(study, output)
+            if method.family == family
         ]
-        points = [point for point in points if not any(map(math.isnan, (*point[output.x], *point[output.y])))]
+        points = [point for point in points if not math.isnan(point[output.x].mean + point[output.y].mean)]
         if not points:
             continue
-        across, up = (list(zip(*(point[column] for point in points), strict=True)) for column in (output.x, output.y))
-        errors = [
-            [
-                [mean - low for mean, low in zip(c[0], c[1], strict=True)],
-                [h - m for m, h in zip(c[0], c[2], strict=True)],
+        means, errors = {}, {}
+        for column in (output.x, output.y):
+            means[column] = [point[column].mean for point in points]
+            errors[column] = [
+                [
+                    math.nan if math.isnan(point[column].low) else abs(point[column][end] - point[column].mean)
+                    for point in points
+                ]
+                for end in (1, 2)
             ]
-            for c in (across, up)
-        ]
         axes.errorbar(
-            across[0], up[0], xerr=errors[0], yerr=errors[1], label=family, elinewidth=0.6, capsize=2,
-            marker="osD^vPX*"[number % 8], markersize=5, linewidth=1.2, alpha=0.85,
+            means[output.x], means[output.y], xerr=errors[output.x], yerr=errors[output.y], label=family,
+            elinewidth=0.6, capsize=2, marker="osD^vPX*"[number % 8], markersize=5, linewidth=1.2, alpha=0.85,
         )  # fmt: skip
     axes.set(xlabel=output.x, ylabel=output.y)
     axes.grid(alpha=0.3)
@@ -136,26 +171,31 @@ def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
 
 def sheet_of(
     study: Study, output: Figure, rows: Sequence[Row], folder: Path, photo: Image.Image | None
-) -> Image.Image | None:
-    """Pictures of one subject, a row for each method; None where there are none."""
+) -> tuple[Image.Image, list[str]] | None:
+    """Pictures of one subject, a row for each method and a column for each prompt; None where there are none.
+
+    Returns:
+        The sheet, and the prompts of its columns; blank where a method did not draw one.
+    """
     names = list(dict.fromkeys(row["subject"] for row in rows))
     if output.subject >= len(names):
         return None
-    wanted = output.methods or tuple(method.name for method in study.methods)
-    lines = []
-    for method in (m for name in wanted for m in study.methods if name in (m.name, m.family)):
-        files = {}
-        for row in rows:
-            if row["method"] == method.name and row["subject"] == names[output.subject] and not row["reconstruction"]:
-                files.setdefault(row["prompt"], folder / row["file"])
-        pictures = []
-        for file in files.values():
-            with Image.open(file) as image:
-                pictures.append(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS))
-        if pictures:
-            lines.append((method.name, pictures))
+    methods = methods_of(study, output)
+    files: dict[str, dict[str, Path]] = {method.name: {} for method in methods}
+    for row in rows:
+        if row["method"] in files and row["subject"] == names[output.subject] and not row["reconstruction"]:
+            files[row["method"]].setdefault(row["prompt"], folder / row["file"])
+    prompts = [prompt.text for prompt in study.prompts if any(prompt.text in drawn for drawn in files.values())]
+    lines = [(name, [_cell(drawn.get(prompt)) for prompt in prompts]) for name, drawn in files.items() if drawn]
     references = [] if photo is None else [(names[output.subject], photo.resize((CELL, CELL)))]
-    return contact_sheet(lines, references, CELL) if lines else None
+    return (contact_sheet(lines, references, CELL), prompts) if lines else None
+
+
+def _cell(file: Path | None) -> Image.Image:
+    if file is None:
+        return Image.new("RGB", (CELL, CELL), "white")
+    with Image.open(file) as image:
+        return image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
 
 
 def versions() -> dict[str, str]:
@@ -169,13 +209,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def prompts_under(study: Study, rows: Sequence[Row], output: Figure) -> str:
-    """The prompts of a sheet, in the order of its pictures."""
-    names = list(dict.fromkeys(row["subject"] for row in rows))
-    mine = [r for r in rows if r["subject"] == names[output.subject] and not r["reconstruction"]]
-    return " | ".join(dict.fromkeys(row["prompt"] for row in mine))
-
-
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 4px 10px; border-bottom: 1px solid #ddd;
@@ -186,7 +219,6 @@ font-size: 12px; background: #f5f5f3; padding: 2px 4px } .warn { background: #ff
 def write_report(
     folder: Path,
     study: Study,
-    only: str | None,
     rows: Sequence[Row],
     record: Mapping[str, Any],
     photos: Mapping[str, Image.Image],
@@ -196,7 +228,6 @@ def write_report(
     Args:
         folder: of the run.
         study: see above.
-        only: the one output that is wanted; None: all.
         rows: of `Run.results`.
         record: what is told of the run beside: versions, hashes, failures.
         photos: of the subjects, by name.
@@ -205,7 +236,6 @@ def write_report(
         What could not be made, in sentences.
     """
     outputs = study.outputs or {"all": Figure("All methods")}
-    outputs = {key: output for key, output in outputs.items() if only in (None, key)}
     problems: list[str] = []
     text, page = [f"# {study.name}", study.description], [f"<h1>{html.escape(study.name)}</h1>"]
     page.append(f"<p>{html.escape(study.description)}</p>")
@@ -220,19 +250,19 @@ def write_report(
         page.append(f"<h2 id='{html.escape(key)}'>{html.escape(output.title)}</h2>")
         if output.kind == "sheet":
             photo = photos.get(names[output.subject]) if output.subject < len(names) else None
-            sheet = sheet_of(study, output, rows, folder, photo)
-            if sheet is None:
+            made = sheet_of(study, output, rows, folder, photo)
+            if made is None:
                 text.append("No pictures yet.")
                 page.append("<p>No pictures yet.</p>")
                 continue
-            name = f"{key}.png"
+            name, (sheet, prompts) = f"{key}.png", made
             with atomic_output(folder / name, force=True) as file:
                 sheet.quantize(240, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
             data = base64.b64encode((folder / name).read_bytes()).decode()
-            prompts = prompts_under(study, rows, output)
-            text.append(f"![{output.title}]({name})\n\n{prompts}")
+            columns = " | ".join(prompts)
+            text.append(f"![{output.title}]({name})\n\n{columns}")
             page.append(f'<img alt="{html.escape(output.title)}" src="data:image/png;base64,{data}">')
-            page.append(f"<p>{html.escape(prompts)}</p>")
+            page.append(f"<p>{html.escape(columns)}</p>")
             continue
         if output.kind == "curve":
             try:
@@ -253,6 +283,8 @@ def write_report(
         cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in body]
         page.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>")
     note = "Means over subjects, with 95 % bootstrap intervals over subjects."
+    if len(names) < FEW:
+        note += f" Intervals over fewer than {FEW} subjects are too narrow."
     text.append(note)
     page.append(f"<p>{note}</p><h2>How it was made</h2><pre>{html.escape(details(record))}</pre>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(study.name)}</title>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -20,13 +21,25 @@ import yaml
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import Config, changed, flat
+from profusion_cli.config import BaseConfig, Config, changed, flat
 from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
-from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
+from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics, weights_mark
 from profusion_cli.evaluation.pairs import Entry
 from profusion_cli.evaluation.report import RECONSTRUCTION
-from profusion_cli.evaluation.study import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest, near, read_study
+from profusion_cli.evaluation.study import (
+    BASE,
+    DESCRIBED,
+    DRAWN,
+    SUBJECT,
+    TWO,
+    Method,
+    Study,
+    digest,
+    is_reconstruction,
+    near,
+    read_study,
+)
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.files import atomic_output
@@ -40,8 +53,11 @@ from profusion_cli.runtime.sampling import Sampler, present_words
 from profusion_cli.runtime.text_to_image import TextToImage
 
 STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
+KEPT, UNKEPT = "bundles", "work"
+"""Folders of a run for bundles that are asked for, and for those that go when their pictures are made."""
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
+BASE_PARTS = ("unet", "vae", "text_encoder")
 SECOND = "second: "
 """Before the columns of the other one of two subjects."""
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
@@ -67,9 +83,14 @@ class Cell:
     folder: Path
 
     @property
+    def record(self) -> dict[str, Any] | None:
+        """What `cell.json` says of finished pictures, be they of these settings or not: pictures and seconds."""
+        return read_json(self.folder / CELL_FILE)
+
+    @property
     def made(self) -> dict[str, Any] | None:
-        """What `cell.json` says of the finished cell: pictures and seconds; None where it is to be made."""
-        record = read_json(self.folder / CELL_FILE)
+        """The record of the finished cell; None where it is to be made."""
+        record = self.record
         return record if record is not None and record.get("mark") == self.mark else None
 
 
@@ -131,50 +152,67 @@ class Run:
     ) -> None:
         self.folder, self.study, self.keep_bundles = folder, study, keep_bundles
         self.output = output or Output(quiet=True)
-        self.subjects = subjects_of(study)[:limit]
-        self.metrics = [
-            (metric, digest([key, metric.name, dict(options)]))
-            for key, options in study.metrics.items()
-            for metric in make_metrics(key, options, device or torch.device("cpu"))
-        ]
+        self.everyone = subjects_of(study)
+        self.subjects = self.everyone[:limit]
+        self.metrics: list[tuple[Metric, str]] = []
+        for key, options in study.metrics.items():
+            made = make_metrics(key, options, device or torch.device("cpu"))
+            weights = weights_mark(key, options)
+            self.metrics += [(metric, digest([key, metric.name, dict(options), weights])) for metric in made]
         self.marks = {metric.name: mark for metric, mark in self.metrics}
         _check(study, [column for metric, _ in self.metrics for column in metric.columns])
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
-        self._bundles: set[Path] = set()
+        self._base_marks: dict[Any, dict[str, str]] = {}
         self._open: tuple[Any, BaseModel] | None = None
 
     def open(self, go_on: bool) -> None:
         """Make the folder, or go on in it.
 
         Args:
-            go_on: even where the study has changed since; what has changed is made again.
+            go_on: even where the study, or anything else that pictures depend on, has changed since; what has changed
+                is made again.
 
         Raises:
             OutputError: the folder holds a run of another study, or cannot be written.
         """
         path = self.folder / STUDY_FILE
-        before = path.read_text(encoding="utf-8") if path.exists() else None
-        text = yaml.safe_dump(self.study.standalone(), sort_keys=False, allow_unicode=True)
-        if before is not None and before != text and not go_on:
+        text = yaml.safe_dump(dict(self.study.source), sort_keys=False, allow_unicode=True)
+        hint = (
+            "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
+            "others are kept."
+        )
+        try:
+            before = path.read_text(encoding="utf-8") if path.exists() else None
+            if before is not None and before != text and not go_on:
+                raise OutputError(
+                    f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.", hint
+                )
+            if before is None and self.folder.exists() and any(self.folder.iterdir()):
+                raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise OutputError(
-                f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.",
-                "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
-                "others are kept.",
+                f"'{self.folder}' cannot be a run's folder: {error.strerror}.", "Name another with -o."
+            ) from error
+        stale = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is None and cell.record]
+        if stale and not go_on:
+            raise OutputError(
+                f"{len(stale)} finished cells in '{self.folder}' were made with a preset, weights or photos that have "
+                f"changed since, such as {stale[0].method.name}, {stale[0].subject.name}.",
+                hint,
             )
-        if before is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
-        self.folder.mkdir(parents=True, exist_ok=True)
         if before != text:
             with atomic_output(path, force=True) as file:
                 file.write(text.encode())
 
-    def cells(self, methods: Sequence[Method]) -> list[Cell]:
-        """All cells of these methods."""
+    def cells(self, methods: Sequence[Method], everyone: bool = False) -> list[Cell]:
+        """All cells of these methods, of the subjects within the limit or of everyone."""
         found = []
         for method in methods:
             config = self.study.config(method)
-            for number, subject in enumerate(self.subjects[: self.study.counts_of(method).subjects]):
+            subjects = self.everyone if everyone else self.subjects
+            for number, subject in enumerate(subjects[: self.study.counts_of(method).subjects]):
                 own = _config_of(config, subject)
                 folder = self.folder / "cells" / slug(method.name) / slug(subject.name)
                 found.append(Cell(method, subject, number, own, self._mark(method, subject, number, own), folder))
@@ -184,6 +222,7 @@ class Run:
         jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
         known: list[Any] = [method.kind, _photo_mark(subject, method), jobs]
         if method.kind != DRAWN:
+            known.append(self._base_mark(config.base, *BASE_PARTS))
             kept = ("base", "sample", "class_word", "concept_prompt", "dtype", "seed")
             kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
             kept += ("pretrain",) if method.pretrain else ()
@@ -191,16 +230,35 @@ class Run:
         if method.kind == DESCRIBED:
             known.append(subject.description)
         if method.kind in (SUBJECT, TWO):
-            known += [method.augment, _weights_mark(config)]
+            known += [method.augment, self._weights(method, config)]
         if method.pretrain:
             known.append(self.study.pretrain_on)
         if method.kind == TWO:
-            known += [method.share, _photo_mark(self._next(number), method)]
+            other = self._next(number)
+            known += [method.share, _photo_mark(other, method), other.class_word]
         return digest(known)
+
+    def _base_mark(self, config: BaseConfig, *parts: str) -> dict[str, str]:
+        """Fingerprints of those parts of a base model that lie in folders; on the Hub, id and revision name them."""
+        key = (config, parts)
+        if key not in self._base_marks:
+            model = BaseModel(config, resolve_placement("cpu", "float32", training=False))
+            local = [part for part in parts if config.random is None and model.source(part).is_local]
+            self._base_marks[key] = model.fingerprints(*local)
+        return self._base_marks[key]
+
+    def _weights(self, method: Method, config: Config) -> list[Any]:
+        """Marks of the weights that a subject's bundle and pictures depend on."""
+        known: list[Any] = [self._base_mark(config.base, *BASE_PARTS, "vision"), _weights_mark(config)]
+        if method.augment and config.augment.inpaint and config.finetune.steps > 0:
+            model = config.augment.model
+            base = BaseConfig(model.id or "", model.revision, model.unet, random=model.random)
+            known.append(self._base_mark(base, "unet"))
+        return known
 
     def _next(self, number: int) -> Subject:
         """Whom the method `two` draws together with a subject."""
-        return self.subjects[(number + 1) % len(self.subjects)]
+        return self.everyone[(number + 1) % len(self.everyone)]
 
     def _jobs(self, method: Method, number: int, config: Config) -> Iterator[tuple[str, int]]:
         return self.study.jobs(method, number, config.concept_prompt)
@@ -229,8 +287,8 @@ class Run:
                         f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}; "
                         f"{left} left."
                     )
-
-        self._let_go(set(self._bundles))
+        if (self.folder / UNKEPT).exists():
+            shutil.rmtree(self.folder / UNKEPT)
 
     def _fail(self, cells: Sequence[Cell], error: ProfusionError) -> None:
         for cell in cells:
@@ -265,10 +323,10 @@ class Run:
             self._let_go(bundles)
 
     def _let_go(self, bundles: Iterable[Path]) -> None:
-        """Delete bundles that this run has made, unless they are to be kept."""
-        for path in [] if self.keep_bundles else self._bundles.intersection(bundles):
-            path.unlink()
-            self._bundles.remove(path)
+        """Delete those of the bundles that are not to be kept."""
+        for path in bundles:
+            if path.is_relative_to(self.folder / UNKEPT):
+                path.unlink()
 
     def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
         """The base model, loaded once for all cells that use it in the same way."""
@@ -284,6 +342,8 @@ class Run:
         started = time.perf_counter()
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / CELL_FILE).unlink(missing_ok=True)
+        for left in cell.folder.glob("*.png"):
+            left.unlink()
         pictures = []
         jobs = self._jobs(cell.method, cell.number, cell.config)
         for text, group in groupby(jobs, lambda job: job[0]):
@@ -306,12 +366,12 @@ class Run:
         unused = ("preset", "sample", "pretrain")
         config = _config_of(self.study.config(cell.method), subject)
         settings = {key: value for key, value in config.as_dict().items() if key not in unused}
-        known = [_photo_mark(subject, cell.method), _weights_mark(config)]
+        known = [_photo_mark(subject, cell.method), self._weights(cell.method, config)]
         if cell.method.pretrain:
             settings["promptnet"] |= {"weights": str(self._promptnet(cell.method)), "sha256": None, "note": ""}
         source, flags = photo, ["--no-augment"]
         if cell.method.augment and cell.config.finetune.steps > 0:
-            chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed")}
+            chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed", "device")}
             if settings["augment"]["inpaint"]:
                 chosen["dtype"] = settings["dtype"]
             source, flags = self._command("augment", subject, known, photo, chosen), []
@@ -327,9 +387,10 @@ class Run:
             return target
         listing = self.study.pretrain_on
         if isinstance(listing, int):
-            listing = draw_portraits(folder / "portraits", listing, SIDE)
+            listing = draw_portraits(folder / f"portraits-{listing}", listing, SIDE)
         work = target.with_suffix(".work")
         flags = ["--work", str(work), "--cache", str(folder / "cache"), "--dtype", config.dtype]
+        flags += ["--device", config.device]
         flags += ["--resume"] if any(work.glob("checkpoint-*")) else ["--force"]
         self._run("pretrain", str(listing), target, settings, *flags)
         return target
@@ -339,11 +400,10 @@ class Run:
     ) -> Path:
         """What a command makes of a source, from the disk where it was made before of what is `known`."""
         name = f"{slug(subject.name)}-{digest([command, known, settings, flags])}.pfz"
-        target = self.folder / "bundles" / command / name
-        if target.exists():
-            return target
-        self._run(command, str(source), target, settings, "--force", *flags)
-        self._bundles.add(target)
+        places = [self.folder / folder / command / name for folder in (KEPT, UNKEPT)]
+        target = next((place for place in places if place.exists()), places[0 if self.keep_bundles else 1])
+        if not target.exists():
+            self._run(command, str(source), target, settings, "--force", *flags)
         return target
 
     def _run(self, command: str, source: str, target: Path, settings: Mapping[str, Any], *flags: str) -> None:
@@ -424,14 +484,13 @@ class Run:
                 values: dict[str, float | None] = {}
                 for judged in scores:
                     values |= judged[number] if judged is not None else {}
-                is_concept = picture["prompt"] == cell.config.concept_prompt
                 rows.append(
                     {
                         "method": cell.method.name,
                         "family": cell.method.family,
                         "subject": cell.subject.name,
                         "prompt": picture["prompt"],
-                        "reconstruction": is_concept,
+                        "reconstruction": is_reconstruction(picture["index"]),
                         "index": picture["index"],
                         "file": os.path.relpath(cell.folder / picture["file"], self.folder),
                         "scores": values,
@@ -515,8 +574,8 @@ def _weights_mark(config: Config) -> str | None:
     return file_sha256(Path(path)) if os.path.isfile(path) else None
 
 
-def comparison_of(folder: Path) -> tuple[Study, list[Entry], int]:
-    """The study of a run, its finished pictures for people to compare, and the seed.
+def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:
+    """The study of a run, its finished pictures for people to compare, the seed, and how many cells are unfinished.
 
     Raises:
         InputError: no run.
@@ -530,13 +589,14 @@ def comparison_of(folder: Path) -> tuple[Study, list[Entry], int]:
         raise ConfigError(
             f"The study in '{folder}' names no methods to compare.", "Add `pairs: {ours: ..., others: [...]}` to it."
         )
-    run = Run(folder, study)
+    run = Run(folder, replace(study, metrics={}, outputs={}))
     chosen = [method for method in study.methods if method.name in (study.pairs.ours, *study.pairs.others)]
-    entries = []
+    entries, unfinished = [], 0
     for cell in run.cells(chosen):
+        unfinished += cell.record is None
         photo = photo_file(cell.subject, {}, folder / "photos")
-        for picture in cell.made["pictures"] if cell.made is not None else ():
+        for picture in cell.record["pictures"] if cell.record is not None else ():
             file = cell.folder / picture["file"]
             prompt = parse_prompt(picture["prompt"]).twin([f"this {class_noun(cell.config.class_word)}"])
             entries.append(Entry(cell.method.name, cell.subject.name, prompt, picture["index"], file, photo))
-    return study, entries, study.config(chosen[0]).seed
+    return study, entries, study.config(chosen[0]).seed, unfinished

@@ -12,12 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from profusion_cli.config import Config, build, build_config, merge, nested
 from profusion_cli.errors import ConfigError, InputError
+from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
 from profusion_cli.methods import PROFUSION, method_of
-from profusion_cli.presets import BAD_YAML, preset_folder, read_preset
+from profusion_cli.presets import preset_folder, read_preset, read_yaml, shipped_presets
 from profusion_cli.prompts import parse_prompt
 
 SUBJECT, TWO, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "two", "base", "described", "drawn")
@@ -108,6 +107,7 @@ class Figure:
         kind: see above.
         methods: names of methods or families, in order; none: all.
         columns: of the table; none: all.
+        against: the method that a table tells every other method's difference from, subject by subject.
         x, y: columns of a curve.
         subject: whose pictures a sheet shows, from 0.
     """
@@ -116,6 +116,7 @@ class Figure:
     kind: Literal["table", "curve", "sheet"] = "table"
     methods: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    against: str = ""
     x: str = ""
     y: str = ""
     subject: int = 0
@@ -147,7 +148,7 @@ class Study:
         methods: in order, sweeps unrolled.
         outputs: in order, by name.
         pairs: what people compare; None: nothing.
-        source: the mapping in its file.
+        source: the mapping in its file, names of files made absolute: a study that can lie anywhere.
     """
 
     name: str
@@ -187,17 +188,6 @@ class Study:
             for index in range(counts.pictures):
                 yield self.prompts[number].text, PER_SUBJECT * subject + PER_PROMPT * (number + 1) + index
 
-    def standalone(self) -> dict[str, Any]:
-        """The mapping in its file, with full paths: a study that can lie anywhere."""
-        own: dict[str, Any] = {}
-        if self.subjects.photos:
-            own["subjects"] = {
-                "photos": [{**vars(photo), "file": os.path.abspath(photo.file)} for photo in self.subjects.photos]
-            }
-        if isinstance(self.pretrain_on, str):
-            own["pretrain_on"] = os.path.abspath(self.pretrain_on)
-        return {**self.source, **own}
-
     def asks(self, text: str) -> Mapping[str, str]:
         """What a judge must see in pictures of this prompt."""
         return next((prompt.asks for prompt in self.prompts if prompt.text == text), {})
@@ -220,6 +210,11 @@ class Study:
 
 PER_SUBJECT, PER_PROMPT = 10_000, 100
 """Room for the numbers of the pictures: what tells the noise of one from that of another."""
+
+
+def is_reconstruction(number: int) -> bool:
+    """Whether a picture of this number is one of "a photo of S*"."""
+    return number % PER_SUBJECT < PER_PROMPT
 
 
 def digest(value: Any) -> str:
@@ -256,16 +251,10 @@ def read_study(name: str, photos: Sequence[str] = (), pretrain_on: str | None = 
     path = shipped.get(name, Path(name))
     if not path.is_file():
         raise ConfigError(f"There is no study '{name}'.", near(name, list(shipped)) + " Or give a YAML file.")
-    try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The study '{path}' cannot be read: {error.strerror}.", "Check its permissions.") from error
-    except BAD_YAML as error:
-        problem = " ".join(str(error).split())[:200]
-        raise ConfigError(f"The study '{path}' is not valid YAML: {problem}.", "Mend the file.") from None
+    source = read_yaml(path, "study")
     own: dict[str, Any] = {"subjects": {"photos": _photos_in(photos)}} if photos else {}
     own |= {"pretrain_on": os.path.abspath(pretrain_on)} if pretrain_on is not None else {}
-    return build_study({**source, **own} if isinstance(source, Mapping) else source, path.stem, path.parent)
+    return build_study({**source, **own}, path.stem, path.parent)
 
 
 @dataclass(frozen=True)
@@ -279,9 +268,9 @@ class _Source:
     description: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     pretrain_on: Any = None
-    prompts_per_subject: int | None = None
-    pictures: int = 1
-    reconstructions: int = 0
+    prompts_per_subject: Any = None
+    pictures: Any = 1
+    reconstructions: Any = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     pairs: Comparison | None = None
@@ -302,13 +291,13 @@ def _photos_in(places: Sequence[str]) -> list[dict[str, str]]:
     return [{"file": os.path.abspath(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()} for file in files]
 
 
-def build_study(source: Any, name: str, folder: Path) -> Study:
+def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
     """A study from the mapping in its file.
 
     Args:
         source: see above.
         name: of the study.
-        folder: that relative names of photos, and of what is pre-trained on, start from.
+        folder: that relative names of a preset, of photos, and of what is pre-trained on, start from.
 
     Raises:
         ConfigError: something that is unknown or makes no sense, with its key.
@@ -320,42 +309,70 @@ def build_study(source: Any, name: str, folder: Path) -> Study:
         build(StudyPrompt, {"text": item} if isinstance(item, str) else item, f"prompts[{number}]")
         for number, item in enumerate(given.prompts)
     )
-    per_subject = given.prompts_per_subject or len(prompts)
-    counts = Counts(None, per_subject, given.pictures, given.reconstructions)
-    methods = tuple(method for key, values in given.methods.items() for method in _methods(str(key), values))
-    subjects = replace(
-        given.subjects,
-        photos=tuple(replace(p, file=str(folder / os.path.expanduser(p.file))) for p in given.subjects.photos),
-    )
+    counts = _counts({key: getattr(given, key) for key in COUNTED[1:]}, "")
+    if counts.prompts is None:
+        counts = replace(counts, prompts=len(prompts))
+
+    def absolute(path: str) -> str:
+        return os.path.abspath(folder / os.path.expanduser(path))
+
+    preset = given.preset if given.preset in shipped_presets() else absolute(given.preset)
     pretrain_on = given.pretrain_on
     if isinstance(pretrain_on, str):
-        pretrain_on = str(folder / os.path.expanduser(pretrain_on))
+        pretrain_on = absolute(pretrain_on)
     elif pretrain_on is not None and (not isinstance(pretrain_on, int) or pretrain_on < 1):
         raise ConfigError(
             f"pretrain_on={pretrain_on!r} is neither a path nor a number of portraits.", "Mend the study."
         )
+    photos = tuple(replace(photo, file=absolute(photo.file)) for photo in given.subjects.photos)
+    own: dict[str, Any] = {"preset": preset}
+    own |= {"pretrain_on": pretrain_on} if pretrain_on is not None else {}
+    own |= {"subjects": {"photos": [vars(photo) for photo in photos]}} if photos else {}
     study = Study(
         name,
         given.description,
-        given.preset,
+        preset,
         nested(given.settings),
-        subjects,
+        replace(given.subjects, photos=photos),
         prompts,
         pretrain_on,
         counts,
         {key: value or {} for key, value in given.metrics.items()},
-        methods,
+        tuple(method for key, values in given.methods.items() for method in _methods(str(key), values)),
         {str(key): build(Figure, value, f"outputs.{key}") for key, value in given.outputs.items()},
         given.pairs,
-        source,
+        {**source, **own},
     )
     _check(study)
     return study
 
 
+COUNTED = ("subjects", "prompts_per_subject", "pictures", "reconstructions")
+"""Keys of the counts of a method; all but the first also those of a study."""
+
+
+def _counts(values: Mapping[str, Any], where: str) -> Counts:
+    """How much is drawn, from its keys.
+
+    Raises:
+        ConfigError: what is no number in its range.
+    """
+    for key, number in values.items():
+        least, most = (
+            int(key != "reconstructions"),
+            {"subjects": None, "prompts_per_subject": None}.get(key, PER_PROMPT),
+        )
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < least or (most and number > most):
+            span = f"{least} or more" + (f", up to {most}" if most else "")
+            raise ConfigError(f"{where}{key}={number!r} is not possible.", f"Give a whole number, {span}.")
+    return Counts(*(values.get(key) for key in COUNTED))
+
+
 OWN = (
     *("kind", "augment", "photo", "share", "pretrain", "sweep"),
-    *("subjects", "prompts_per_subject", "pictures", "reconstructions"),
+    *COUNTED,
 )
 """Keys of a method that are no keys of the configuration."""
 
@@ -366,12 +383,7 @@ def _methods(name: str, values: Any) -> Iterator[Method]:
         raise ConfigError(f"methods.{name} must be a mapping, not {values!r}.", "Indent its settings below it.")
     values = dict(values or {})
     own = {key: values.pop(key) for key in OWN if key in values}
-    counts = Counts(
-        *(own.get(key) for key in ("subjects", "prompts_per_subject", "pictures", "reconstructions")),
-    )
-    for key, number in vars(counts).items():
-        if number is not None and (not isinstance(number, int) or number < (0 if key == "reconstructions" else 1)):
-            raise ConfigError(f"methods.{name}: {number!r} is no number of {key}.", "Give a whole number.")
+    counts = _counts({key: own.get(key) for key in COUNTED}, f"methods.{name}.")
     kind, photo = own.get("kind", SUBJECT), own.get("photo", {})
     augment = own.get("augment", (method_of(nested(values)) or PROFUSION) == PROFUSION)
     if kind not in KINDS:
@@ -407,15 +419,29 @@ def _check(study: Study) -> None:
     """
     if study.subjects.photos and study.subjects.faceworld:
         raise ConfigError("subjects holds both photos and faceworld.", "Give one of the two.")
+    texts = [prompt.text for prompt in study.prompts]
     for prompt in study.prompts:
         try:
             parse_prompt(prompt.text)
         except InputError as error:
             raise ConfigError(error.message, error.hint) from None
+        if texts.count(prompt.text) > 1:
+            raise ConfigError(f"The prompt '{prompt.text}' stands there twice.", "For more of a prompt, set pictures.")
+        for key, value in prompt.asks.items():
+            known = {**ATTRIBUTES, **TRAITS}
+            if value not in known.get(key, ()):
+                raise ConfigError(
+                    f"prompts: '{prompt.text}' asks for {key}: {value}, which the face world does not know.",
+                    near(value, known[key]) if key in known else near(key, list(known)),
+                )
+    if len(texts) >= PER_SUBJECT // PER_PROMPT:
+        raise ConfigError(f"{len(texts)} prompts are too many.", f"Give fewer than {PER_SUBJECT // PER_PROMPT}.")
     names = [method.name for method in study.methods]
     if not names:
         raise ConfigError("methods is empty.", "Give one at least.")
     for method in study.methods:
+        if names.count(method.name) > 1:
+            raise ConfigError(f"Two methods are called '{method.name}'.", "Give each a name, and a value once.")
         try:
             study.config(method)
         except ConfigError as error:
@@ -427,13 +453,23 @@ def _check(study: Study) -> None:
             )
         if method.kind == DRAWN and study.subjects.faceworld is None:
             raise ConfigError(f"methods.{method.name}: only the face world is drawn.", "Leave the method out.")
+        if method.kind == DRAWN and any(set(prompt.asks) - set(ATTRIBUTES) for prompt in study.prompts):
+            raise ConfigError(f"methods.{method.name}: traits are the person's.", "Ask for attributes alone.")
         if method.photo and study.subjects.faceworld is None:
             raise ConfigError(f"methods.{method.name}: a photo on the disk is what it is.", "Leave `photo` out.")
     for wanted in (study.pairs.ours, *study.pairs.others) if study.pairs else ():
         if wanted not in names:
             raise ConfigError(f"pairs: there is no method '{wanted}'.", near(wanted, names))
+    if study.pairs and (study.pairs.ours in study.pairs.others or not study.pairs.others or study.pairs.count < 1):
+        raise ConfigError("pairs compares one method with others, in 1 pair or more.", "Mend ours, others or count.")
     families = [method.family for method in study.methods]
     for key, output in study.outputs.items():
+        if not re.fullmatch(r"[\w-]+", key):
+            raise ConfigError(f"outputs: '{key}' is no name of a file.", "Use letters, digits, - and _.")
+        if output.subject < 0:
+            raise ConfigError(f"outputs.{key}: there is no subject {output.subject}.", "Count from 0.")
+        if output.against and output.against not in names:
+            raise ConfigError(f"outputs.{key}: there is no method '{output.against}'.", near(output.against, names))
         for wanted in output.methods:
             if wanted not in names and wanted not in families:
                 raise ConfigError(f"outputs.{key}: there is no method '{wanted}'.", near(wanted, names))

@@ -81,7 +81,10 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
 
 
 def draw_portraits(folder: Path, count: int, side: int) -> Path:
-    """Pictures for PromptNet: two photos each of people of the training split, and the file that groups them."""
+    """Pictures for PromptNet: two photos each of people of the training split, and the file that groups them.
+
+    What is in the folder already is taken as it is, so that each number of pictures needs a folder of its own.
+    """
     listing = folder / "portraits.jsonl"
     if not listing.exists():
         folder.mkdir(parents=True, exist_ok=True)

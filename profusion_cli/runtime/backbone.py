@@ -301,15 +301,14 @@ class BaseModel:
 
         Each is read from the files once.
         """
-        keep: dict[str, Callable[[str], bool]] = {
-            "unet": lambda name: True,
-            "vae": lambda name: True,
-            "text_encoder": self._used_text_weights(),
-            "vision": lambda name: not re.match(r"text_|logit_scale|visual_projection", name),
+        keep: dict[str, Callable[[], Callable[[str], bool]]] = {
+            "text_encoder": self._used_text_weights,
+            "vision": lambda: lambda name: not re.match(r"text_|logit_scale|visual_projection", name),
         }
         for name in names:
             if name not in self._fingerprints:
-                self._fingerprints[name] = fingerprint(self.files(name), keep[name])
+                used = keep[name]() if name in keep else lambda _: True
+                self._fingerprints[name] = fingerprint(self.files(name), used)
         return {name: self._fingerprints[name] for name in names}
 
     def _used_text_weights(self) -> Callable[[str], bool]:

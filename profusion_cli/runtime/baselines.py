@@ -14,7 +14,7 @@ from profusion_cli.errors import ConfigError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import step_generator
-from profusion_cli.runtime.loss import diffusion_target, embedding_l2, prior_preservation_loss
+from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2, prior_preservation_loss
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
 from profusion_cli.runtime.training import Tensors, Tuned, select_trainable, tune
@@ -84,7 +84,7 @@ class WordObjective(nn.Module):
         alphas_cumprod: shape (train timesteps,).
         prediction_type: `epsilon` or `v_prediction`.
         coarse_l2: lambda of the pull to the word that S* starts from.
-        prior_weight: of the pictures of the class.
+        prior_weight: of the pictures of the class; None where there are none.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WordObjective(nn.Module):
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
         coarse_l2: float,
-        prior_weight: float,
+        prior_weight: float | None,
     ) -> None:
         super().__init__()
         self.word = word
@@ -125,7 +125,10 @@ class WordObjective(nn.Module):
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )
-        loss = prior_preservation_loss(prediction, target, batch.is_prior, self.prior_weight)
+        if self.prior_weight is not None:
+            loss = prior_preservation_loss(prediction, target, batch.is_prior, self.prior_weight)
+        else:
+            loss = diffusion_loss(prediction, target)
         return loss + self.coarse_l2 * embedding_l2(word - self.word.initial) if self.coarse_l2 else loss
 
 
@@ -204,7 +207,7 @@ def finetune_word(
         scheduler.alphas_cumprod.to(base.placement.device),
         base.prediction_type,
         config.embedding_l2,
-        config.prior_weight,
+        None if prior is None else config.prior_weight,
     )
 
     def batches(step: int) -> WordBatch:

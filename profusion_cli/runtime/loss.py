@@ -41,14 +41,16 @@ def prior_preservation_loss(
 ) -> torch.Tensor:
     """DreamBooth's loss, eq. (2) of arXiv 2208.12242: eq. (1) on the subject's pictures, and weighed on the class's.
 
+    The mean over a batch is that over its parts, whichever pictures they hold.
+
     Args:
         prediction, target: shape (B, C, H, W).
-        is_prior: which are pictures of the class, bool, shape (B,); in none of them it is `diffusion_loss`.
+        is_prior: which are pictures of the class, bool, shape (B,): every other one of a whole batch.
         prior_weight: of the class's mean error beside the subject's.
 
     Returns:
-        A float32 scalar: means over half the batch each, added, where every other picture is one of the class.
+        A float32 scalar: means over half the batch each, added.
     """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
     weights = torch.where(is_prior, prior_weight, 1.0)
-    return (errors * weights).mean() * (2 if is_prior.any() else 1)
+    return 2 * (errors * weights).mean()
