@@ -19,7 +19,7 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, draw_word_batch, finetune_word
 from profusion_cli.runtime.device import resolve_placement, step_generator
 from profusion_cli.runtime.loss import diffusion_loss, prior_preservation_loss
-from profusion_cli.runtime.text_to_image import TextToImage
+from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.views import Views
 from tests.conftest import ok, run
 

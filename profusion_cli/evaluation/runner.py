@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 import yaml
 from PIL import Image
 
@@ -49,8 +50,8 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import resolve_placement
 from profusion_cli.runtime.hub import file_sha256
+from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.sampling import Sampler, present_words
-from profusion_cli.runtime.text_to_image import TextToImage
 
 STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
 KEPT, UNKEPT = "bundles", "work"
@@ -414,8 +415,8 @@ class Run:
         arguments = [command, source, "-o", str(target), "--preset", self.study.preset, "-q", *given]
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # standard output is the results'
             code = app([*arguments, *flags], standalone_mode=False)
-        if code in (130, 143):
-            raise KeyboardInterrupt
+        if code in (130, 143):  # the command has said that it was interrupted
+            raise typer.Exit(code)
         if code:
             raise CommandError(command, code)
 

@@ -8,26 +8,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
-from transformers import CLIPTextModel
 
 from profusion_cli.augmentation import Augmented, background_prompt
 from profusion_cli.config import BaseConfig, Config, InpaintModel
 from profusion_cli.console import Output
 from profusion_cli.errors import DeviceError, UnavailableError
-from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.backbone import quiet_libraries
 from profusion_cli.runtime.device import Placement, picture_generator, resolve_placement
 from profusion_cli.runtime.hub import Source
+from profusion_cli.runtime.pipelines import PipelineModel
 
 INPAINTING_CHANNELS = 9
 OTHER_WAYS = "--set augment.model.id=FOLDER, or use plain backgrounds with --no-inpaint"
 
 
-class InpaintingModel(BaseModel):
+class InpaintingModel(PipelineModel):
     """An inpainting model in diffusers' folder layout, all of it on the device in one precision."""
 
     inpainting = True
+    pipeline_class = StableDiffusionInpaintPipeline
 
     def __init__(self, model: InpaintModel, placement: Placement, resolution: int) -> None:
         random = model.random if model.id is None else None
@@ -51,24 +52,7 @@ class InpaintingModel(BaseModel):
                 f"{INPAINTING_CHANNELS}.",
                 f"Point to an inpainting model with {OTHER_WAYS}.",
             )
-        for name in ("vae", "text_encoder"):  # before the first gigabytes are read
-            self.files(name)
-        parts = {
-            "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
-            "vae": self._load("vae", AutoencoderKL, self.placement.dtype),
-            "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
-        }
-        with quiet_libraries():
-            pipeline = StableDiffusionInpaintPipeline(
-                **{name: part.to(self.placement.device) for name, part in parts.items()},
-                tokenizer=self.tokenizer,
-                scheduler=self.scheduler,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return super().pipeline
 
 
 def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> tuple[np.ndarray, dict[str, Any]]:

@@ -20,7 +20,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
 from profusion_cli.runtime.device import DTYPES, resolve_placement
-from profusion_cli.runtime.text_to_image import TextToImage
+from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (

@@ -1,11 +1,12 @@
-"""The base model alone, through diffusers' own pipeline."""
+"""Models behind pipelines of diffusers' own; and the base model alone in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
@@ -14,19 +15,27 @@ from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator
 
 
-class TextToImage(BaseModel):
-    """The base model as it is, all of it on the device in one precision."""
+class PipelineModel(BaseModel):
+    """A model of which one of diffusers' pipelines makes pictures, all of it on the device in one precision."""
+
+    pipeline_class: type[DiffusionPipeline]
 
     @cached_property
-    def pipeline(self) -> StableDiffusionPipeline:
-        """Diffusers' pipeline, with the DDIM schedule that `sample` uses."""
+    def pipeline(self) -> Any:
+        """The pipeline, with the DDIM schedule that `sample` uses.
+
+        Raises:
+            UnavailableError: parts that cannot be had.
+        """
+        for name in ("vae", "text_encoder"):  # before the first gigabytes are read
+            self.files(name)
         parts = {
             "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
             "vae": self._load("vae", AutoencoderKL, self.placement.dtype),
             "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
         }
         with quiet_libraries():
-            pipeline = StableDiffusionPipeline(
+            pipeline = self.pipeline_class(
                 **{name: part.to(self.placement.device) for name, part in parts.items()},
                 tokenizer=self.tokenizer,
                 scheduler=self.scheduler,
@@ -36,6 +45,12 @@ class TextToImage(BaseModel):
             )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+class TextToImage(PipelineModel):
+    """The base model as it is."""
+
+    pipeline_class = StableDiffusionPipeline
 
     def draw(
         self,
