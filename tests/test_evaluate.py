@@ -199,8 +199,8 @@ def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(tmp_path: Path)
 def test_photos_of_the_command_line_are_the_subjects(tmp_path: Path) -> None:
     draw_photo(tmp_path / "cy_young.png")
     source = study_of(tmp_path, methods={"named": {"kind": "described"}, "free": {"finetune.steps": 0}})
+    source["outputs"] = {"table": {"title": "All"}}
     study = write(tmp_path, {key: value for key, value in source.items() if key not in ("subjects", "pairs")})
-    source = read_study(str(study))
     assert run("evaluate", study, "-o", tmp_path / "run").exit_code == 3
     ok("evaluate", study, "-o", tmp_path / "run", "--photos", tmp_path / "cy_young.png", "--only", "table")
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
