@@ -319,7 +319,7 @@ def test_faces_are_deepfaces(monkeypatch, tmp_path, no_network, capfd):
     own = deepface.represent(arrays[0], model_name="OpenFace")[0]["embedding"]
     capfd.readouterr()
     right = scores(metric, judged)
-    assert right == [pytest.approx(1 - expected[0], abs=2e-6), pytest.approx(1 - expected[1], abs=2e-6), None]
+    assert right == [pytest.approx(1 - expected[0], abs=2e-6), pytest.approx(1 - expected[1], abs=2e-6), 0]
     np.testing.assert_allclose(metric.features([photos[0]])[0], own, rtol=1e-4, atol=1e-6)
     assert scores(metric, [Judged(photos[0], photos[2], "")])[0] != pytest.approx(right[0], abs=1e-6)
     assert capfd.readouterr().out == ""
