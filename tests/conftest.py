@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,8 +21,28 @@ REFERENCE = SHARED / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorded reference data is not here")
 
 
+@functools.cache
+def build_random_bases_once() -> None:
+    """Let the commands of this process copy models of random weights that were built before."""
+    from profusion_cli.runtime import random_base
+
+    build = random_base.build_random_base
+    built: dict[tuple, tempfile.TemporaryDirectory] = {}
+
+    @functools.wraps(build)
+    def copy(folder: Path, *arguments: object, **options: object) -> None:
+        key = (arguments, *sorted(options.items()))
+        if key not in built:
+            built[key] = tempfile.TemporaryDirectory(prefix="profusion-tests-")
+            build(Path(built[key].name), *arguments, **options)
+        shutil.copytree(built[key].name, folder, dirs_exist_ok=True)
+
+    random_base.build_random_base = copy
+
+
 def run(*arguments: object, **options: object) -> Result:
     """One command in this process; `exit_code`, `stdout` and `stderr` of the result are what a shell would see."""
+    build_random_bases_once()
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
