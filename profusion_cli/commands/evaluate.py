@@ -11,7 +11,6 @@ from profusion_cli import options
 from profusion_cli.console import Output
 from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
 
-RESULTS = "results.json"
 PREFERENCE = "Human preference"
 
 
@@ -168,59 +167,27 @@ def _run(
         plan = replace(plan, settings={**plan.settings, "device": device})
     methods = plan.chosen(only)
 
-    from profusion_cli.evaluation.metrics import FOUND_IN_PHOTO
-    from profusion_cli.evaluation.report import versions, write_report
-    from profusion_cli.evaluation.runner import Run, write_json
+    from profusion_cli.evaluation.report import report
+    from profusion_cli.evaluation.runner import Run
     from profusion_cli.evaluation.subjects import photo_of
     from profusion_cli.runtime.device import resolve_placement
 
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
     run = Run(target, plan, limit, output, placement.device, keep_bundles)
-    photos = {subject.name: photo_of(subject, config) for subject in run.everyone}
+    references = {subject.name: photo_of(subject, config) for subject in run.everyone}
     run.open(go_on)
     cells = run.cells(methods)
     try:
         run.make(cells)
         run.judge(cells)
     finally:  # what is there is told of, whatever stops the rest
-        finished = [cell for cell in run.cells(plan.methods, everyone=True) if cell.made is not None]
-        rows = run.results(finished)
-        record = {
-            "study": plan.name,
-            "versions": versions(),
-            "device": str(placement.device),
-            "dtype": str(placement.dtype),
-            "seed": config.seed,
-            "base": next((cell.made["base"] for cell in finished if "base" in cell.made), None),
-            "cells": {
-                f"{cell.method.name} / {cell.subject.name}": {
-                    "mark": cell.mark,
-                    "bundles": cell.made.get("bundles", []),
-                }
-                for cell in finished
-            },
-            "seconds": run.seconds(finished),
-            "missing": run.missing,
-            "failed": run.failed,
-        }
-        write_json(target / RESULTS, {**record, "pictures": rows})
-        problems = write_report(target, plan, rows, record, photos)
-    blind = sorted(
-        {
-            r["subject"]
-            for r in rows
-            for name, score in r["scores"].items()
-            if name.endswith(FOUND_IN_PHOTO) and not score
-        }
-    )
-    if blind:
-        problems.append(f"No face was found in the photo of {', '.join(blind)}: left out of the identity.")
+        pictures, problems = report(run, placement, references)
     for problem in problems:
         output.warn(problem)
     for file in ("tables.md", "report.html"):
         output.line(str(target / file))
-    output.record({"path": str(target), "pictures": len(rows), "missing": run.missing, "failed": run.failed})
+    output.record({"path": str(target), "pictures": pictures, "missing": run.missing, "failed": run.failed})
     if run.failed:
         error = ProfusionError(
             f"{len(run.failed)} of {len(cells)} cells failed.", "Run the same command again to try them once more."

@@ -5,23 +5,30 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from profusion_cli import __version__
 from profusion_cli.errors import UnavailableError
+from profusion_cli.evaluation.metrics import FOUND_IN_PHOTO
 from profusion_cli.evaluation.statistics import Interval, bootstrap
 from profusion_cli.evaluation.study import Figure, Method, Study
 from profusion_cli.files import atomic_output
 from profusion_cli.images import contact_sheet
 
+if TYPE_CHECKING:
+    from profusion_cli.evaluation.runner import Run
+    from profusion_cli.runtime.device import Placement
+
+RESULTS = "results.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "deepface")
 RECONSTRUCTION = "reconstruction: "
 CELL = 96
@@ -82,23 +89,20 @@ def methods_of(study: Study, output: Figure) -> list[Method]:
 def table_of(study: Study, output: Figure, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and body of a table; methods without a picture stand in it too."""
     columns = list(output.columns) or columns_of(rows)
-    body = []
+    head, body = ["method", "subjects", "pictures"], []
+    for column in columns:
+        head += [column, f"less that of {output.against}"] if output.against else [column]
     for method in methods_of(study, output):
         summary = summarise(rows, method.name, columns)
         line = [method.name, str(summary["subjects"]), str(summary["pictures"])]
         for column in columns:
             line.append(shown(summary["scores"][column]))
-            if output.against:
-                line.append(
-                    ""
-                    if method.name == output.against
-                    else signed(difference(rows, method.name, output.against, column))
-                )
+            if output.against == method.name:
+                line.append("")
+            elif output.against:
+                line.append(signed(difference(rows, method.name, output.against, column)))
         body.append(line)
-    heads = [
-        head for column in columns for head in (column, *([f"less that of {output.against}"] if output.against else []))
-    ]
-    return ["method", "subjects", "pictures", *heads], body
+    return head, body
 
 
 def difference(rows: Sequence[Row], method: str, other: str, column: str) -> Interval:
@@ -214,6 +218,48 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 4px 10px; border-bottom: 1px solid #ddd;
 text-align: left } th { border-bottom: 2px solid #999 } img, svg { max-width: 100%; height: auto } code, pre {
 font-size: 12px; background: #f5f5f3; padding: 2px 4px } .warn { background: #fff3d6; padding: .5em 1em } """
+
+
+def report(run: Run, placement: Placement, photos: Mapping[str, Image.Image]) -> tuple[int, list[str]]:
+    """Write what a run's folder holds by now: `results.json`, `tables.md` and `report.html`.
+
+    Args:
+        run: see above.
+        placement: that its pictures are made on.
+        photos: of the subjects, by name.
+
+    Returns:
+        How many pictures there are; and what could not be told, in sentences.
+    """
+    cells = [cell for cell in run.cells(run.study.methods, everyone=True) if cell.made is not None]
+    rows = run.results(cells)
+    record = {
+        "study": run.study.name,
+        "versions": versions(),
+        "device": str(placement.device),
+        "dtype": str(placement.dtype),
+        "seeds": sorted({cell.config.seed for cell in cells}),
+        "base": next((cell.made["base"] for cell in cells if "base" in cell.made), None),
+        "cells": {
+            f"{cell.method.name} / {cell.subject.name}": {"mark": cell.mark, "bundles": cell.made.get("bundles", [])}
+            for cell in cells
+        },
+        "seconds": run.seconds(cells),
+        "missing": run.missing,
+        "failed": run.failed,
+    }
+    with atomic_output(run.folder / RESULTS, force=True) as file:
+        file.write(json.dumps({**record, "pictures": rows}, ensure_ascii=False, indent=1).encode())
+    problems = write_report(run.folder, run.study, rows, record, photos)
+    faceless = {
+        row["subject"]
+        for row in rows
+        for name, score in row["scores"].items()
+        if name.endswith(FOUND_IN_PHOTO) and score == 0
+    }
+    if faceless:
+        problems.append(f"No face was found in the photo of {', '.join(sorted(faceless))}: left out of the identity.")
+    return len(rows), problems
 
 
 def write_report(
