@@ -222,6 +222,8 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
     }
     study = write(tmp_path, source)
     assert run("evaluate", study, "-o", tmp_path / "run").exit_code == 3
+    assert run("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "none").exit_code == 5
+    assert not (tmp_path / "run").exists()
     trained, real = [], Run._run
 
     def count(self: Run, command: str, *rest: object) -> None:

@@ -140,6 +140,7 @@ class Run:
 
     Raises:
         ConfigError: subjects, metrics or columns that are not there.
+        InputError: nothing where what to pre-train on should be.
     """
 
     def __init__(
@@ -544,6 +545,7 @@ def _check(study: Study, columns: Sequence[str]) -> None:
 
     Raises:
         ConfigError: it is not so.
+        InputError: what to pre-train on is not there.
     """
     for method in study.methods:
         if method.pretrain and study.pretrain_on is None:
@@ -551,6 +553,8 @@ def _check(study: Study, columns: Sequence[str]) -> None:
                 f"methods.{method.name}: there is nothing to pre-train on.",
                 "Give pictures with --pretrain-on, or set pretrain_on.",
             )
+        if method.pretrain and isinstance(study.pretrain_on, str) and not os.path.exists(study.pretrain_on):
+            raise InputError(f"There is no '{study.pretrain_on}' to pre-train on.", "Check the name.")
     for key, output in study.outputs.items():
         for wanted in filter(None, (*output.columns, output.x, output.y)):
             if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
