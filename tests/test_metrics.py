@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 
 from profusion_cli.errors import ConfigError, UnavailableError
 from profusion_cli.evaluation import clip, dino, faces
@@ -47,6 +47,18 @@ EXCHANGED = [Judged(one.picture, other.photo, other.text) for one, other in pair
 def scores(metric, judged) -> list[float]:
     assert metric.columns == (metric.name,)
     return [score[metric.name] for score in metric.score(judged)]
+
+
+def likenesses(pictures) -> list[Judged]:
+    """Each picture beside a smaller and darker copy of itself, which stands for its subject's photo."""
+    copies = [ImageEnhance.Brightness(p).enhance(0.95).resize((p.width * 3 // 4, p.height * 3 // 4)) for p in pictures]
+    return [Judged(picture, copy, "") for picture, copy in zip(pictures, copies, strict=True)]
+
+
+def lost_by_exchange(metric, judged) -> float:
+    """How much lower the metric is on average where every picture is judged by the next one's photo and prompt."""
+    turned = [Judged(one.picture, other.photo, other.text) for one, other in pairwise([*judged, judged[0]])]
+    return float(np.mean(scores(metric, judged)) - np.mean(scores(metric, turned)))
 
 
 @pytest.fixture
@@ -150,6 +162,29 @@ def test_clip_is_open_clips(clip_folder, name):
     assert abs(wrong[0] - scores(metric, JUDGED)[0]) > 1e-3
 
 
+@pytest.mark.parametrize("name", TINY_CLIP)
+def test_clip_finds_prompts_exchanged(clip_folder, name):
+    """A model that has learnt a few pictures and their prompts."""
+    import open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_folder / name}")
+    judged = [
+        Judged(picture(n), picture(0), text) for n, text in enumerate(("a beach", "a crown", "the snow", "anime"))
+    ]
+    pixels = torch.stack([preprocess(item.picture) for item in judged])
+    tokens = open_clip.tokenize([item.text for item in judged])
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(40):
+        images, texts = model.encode_image(pixels, normalize=True), model.encode_text(tokens, normalize=True)
+        loss = F.cross_entropy(10 * images @ texts.T, torch.arange(len(judged)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    safetensors.torch.save_file(model.state_dict(), clip_folder / name / "open_clip_model.safetensors")
+    (metric,) = make_metrics("clip", {"models": [name], "folder": str(clip_folder)}, CPU)
+    assert lost_by_exchange(metric, judged) > 0.3
+
+
 def test_clip_models_are_those_of_open_clips_tag_openai():
     import open_clip
 
@@ -208,8 +243,9 @@ def dino_folder(tmp_path_factory):
         ("dinov2-base", Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)), v2),
         ("dino-vits16", ViTModel(ViTConfig(image_size=32, patch_size=16, **small), add_pooling_layer=False), v1),
     ):
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.6)
+        for key, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "token" not in key:  # so that the pictures decide, and not the biases
+                torch.nn.init.normal_(parameter, std=0.6)
         model.save_pretrained(folder / name)
         content = {"do_resize": True, **mean_std, **processor}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(content))
@@ -233,6 +269,7 @@ def test_dino_is_transformers(dino_folder, name, repository):
     assert wrong == pytest.approx((one[:2] * other[1:]).sum(1).tolist(), abs=1e-5)
     assert abs(wrong[0] - scores(metric, JUDGED)[0]) > 1e-3
     assert scores(metric, [Judged(picture(1), picture(1), "")]) == pytest.approx([1], abs=1e-6)
+    assert lost_by_exchange(metric, likenesses([picture(n) for n in range(4)])) > 0.2
 
 
 def test_dino_without_all_its_weights_is_refused(dino_folder, tmp_path, no_network):
@@ -321,7 +358,7 @@ def test_faces_are_deepfaces(monkeypatch, tmp_path, no_network, capfd):
     right = scores(metric, judged)
     assert right == [pytest.approx(1 - expected[0], abs=2e-6), pytest.approx(1 - expected[1], abs=2e-6), 0]
     np.testing.assert_allclose(metric.features([photos[0]])[0], own, rtol=1e-4, atol=1e-6)
-    assert scores(metric, [Judged(photos[0], photos[2], "")])[0] != pytest.approx(right[0], abs=1e-6)
+    assert lost_by_exchange(metric, likenesses(photos)) > 0.005  # weights of random value find all faces alike
     assert capfd.readouterr().out == ""
 
 
@@ -394,6 +431,7 @@ def test_adaface_reads_both_published_layouts(monkeypatch, tmp_path):
         assert [tuple(score.values()) for score in found.score(judged)] == [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0)]
         assert scores(metric, judged) == [pytest.approx(cosine(*right), abs=1e-5), 0, pytest.approx(1)]
         np.testing.assert_allclose(np.stack(metric.features(photos)), right, rtol=1e-3, atol=1e-4)
+        assert lost_by_exchange(metric, likenesses(photos)) > 0.1
 
 
 def test_what_is_no_adaface_is_refused(monkeypatch, tmp_path):
