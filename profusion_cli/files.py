@@ -17,6 +17,11 @@ from typing import BinaryIO
 
 from profusion_cli.errors import InputError, OutputError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 STDIO = "-"
 
 
@@ -147,6 +152,33 @@ def output_hint(hint: str) -> Iterator[None]:
         yield
     except OutputError as error:
         raise OutputError(error.message, hint) from error
+
+
+@contextmanager
+def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
+    """Keep other processes out of a folder, where the system and the file system know locks.
+
+    Args:
+        folder: one that is there.
+        message, hint: of the error.
+
+    Raises:
+        OutputError: another process has locked it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(message, hint) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

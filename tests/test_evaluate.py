@@ -14,16 +14,27 @@ import torch
 import yaml
 from PIL import Image
 
-from profusion_cli.config import RandomConfig
+from profusion_cli.bundle import read_bundle
+from profusion_cli.config import Config, RandomConfig
+from profusion_cli.errors import InputError, OutputError
 from profusion_cli.evaluation import runner
 from profusion_cli.evaluation.metrics import Judged, make_metrics
-from profusion_cli.evaluation.report import RECONSTRUCTION, difference, markdown, sheet_of, summarise, table_of
-from profusion_cli.evaluation.runner import Run
+from profusion_cli.evaluation.report import (
+    RECONSTRUCTION,
+    difference,
+    faceless,
+    markdown,
+    sheet_of,
+    summarise,
+    table_of,
+)
+from profusion_cli.evaluation.runner import Run, comparison_of
 from profusion_cli.evaluation.study import Figure, build_study, read_study, shipped_studies
 from profusion_cli.evaluation.subjects import drawn, reference_photo, subjects_of
 from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.world import SPLITS
+from profusion_cli.files import locked
 from profusion_cli.presets import preset_folder
 from profusion_cli.runtime.random_base import build_random_base
 from tests.conftest import draw_photo, ok, run
@@ -167,6 +178,11 @@ def test_a_changed_study_goes_on_only_when_asked(finished: Path, tmp_path: Path)
     run_ = Run(finished, read_study(str(changed)))
     again = [cell for cell in run_.cells(run_.study.methods) if cell.made is None]
     assert {cell.method.name for cell in again} == {"tuned"}
+    original = (finished / "study.yaml").read_text()
+    write(finished, dict(run_.study.source))
+    _, entries, _, unfinished = comparison_of(finished)
+    assert unfinished == 2 and {entry.method for entry in entries} == {"inverted"}
+    (finished / "study.yaml").write_text(original)
     assert run("evaluate", changed, "-o", tmp_path.parent).exit_code == 9
 
 
@@ -183,15 +199,28 @@ def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
     assert "| free, gamma 0.2 | 1 | 2 |" in (tmp_path / "run" / "tables.md").read_text()
 
 
-def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(tmp_path: Path) -> None:
+def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = study_of(tmp_path, metrics={"clip": {"models": ["RN50"]}, "faceworld": {}}, pairs=None, outputs={})
-    source["methods"] = {"free": {"finetune.steps": 0}, "wrong": {"augment": False, "promptnet.weights": "no.pfz"}}
+    source["methods"] = {
+        "free": {"finetune.steps": 0, "sweep": {"sample.gamma": [0.2, 0.5, 0.9]}},
+        "wrong": {"augment": False, "promptnet.weights": "no.pfz"},
+    }
+    real = runner.Studio.draw
+
+    def draw(self: runner.Studio, config: Config, *rest: object) -> list[Image.Image]:
+        if config.sample.gamma == 0.5:
+            raise InputError("not this one", "")
+        return real(self, config, *rest)
+
+    monkeypatch.setattr(runner.Studio, "draw", draw)
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
     assert result.exit_code == 8, result.stderr
-    assert "2 of 4 cells failed" in result.stderr and "no.pfz" in result.stderr
+    assert "4 of 8 cells failed" in result.stderr and "no.pfz" in result.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {row["method"] for row in results["pictures"]} == {"free"}
-    assert len(results["failed"]) == 2 and list(results["missing"]) == ["CLIP RN50"]
+    assert {row["method"] for row in results["pictures"]} == {"free, gamma 0.2", "free, gamma 0.9"}
+    assert len(results["failed"]) == 4 and list(results["missing"]) == ["CLIP RN50"]
     assert "| wrong | 0 | 0 |" in (tmp_path / "run" / "tables.md").read_text()
     assert "CLIP RN50" in (tmp_path / "run" / "report.html").read_text()
 
@@ -215,7 +244,11 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         draw_photo(tmp_path / f"{name}.png")
     settings = {**QUICK, "finetune.steps": 0, "pretrain.steps": 2, "pretrain.batch_size": 2}
-    source = study_of(tmp_path, settings=settings, outputs={}, pairs=None)
+    preset = yaml.safe_load((preset_folder() / "tiny-random.yaml").read_text())
+    preset["pretrain"] = {**preset.get("pretrain", {}), "ema_decay": 0.9, "embedding_l2": 0.5}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    settings |= {"pretrain.ema_decay": 0.0}
+    source = study_of(tmp_path, settings=settings, preset="mine.yaml", outputs={}, pairs=None)
     source["methods"] = {
         "pulled": {"sweep": {"pretrain.embedding_l2": [0.0, 1.0]}},
         "e4t": {"pretrain": {"embedding_l2": 1.0}},
@@ -232,10 +265,126 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
 
     monkeypatch.setattr(Run, "_run", count)
     ok("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
-    assert trained.count("pretrain") == 2 == len(list((tmp_path / "run" / "promptnets").glob("*.pfz")))
+    bundles = [read_bundle(path.read_bytes(), path.name) for path in (tmp_path / "run" / "promptnets").glob("*.pfz")]
+    trained_with = [bundle.manifest["config"]["pretrain"] for bundle in bundles]
+    assert trained.count("pretrain") == 2 and {own.get("embedding_l2", 0.0) for own in trained_with} == {0.0, 1.0}
+    assert all(own.get("ema_decay", 0.0) == 0.0 for own in trained_with), "not the preset's"
     assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 6
     run_ = Run(tmp_path / "run", read_study(str(study), pretrain_on=str(tmp_path / "other")))
     assert all(cell.made is None for cell in run_.cells(run_.study.methods))
+    shutil.rmtree(tmp_path / "many")
+    ok("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
+
+
+def test_a_pretraining_that_fails_is_not_tried_for_every_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
+    source = study_of(tmp_path, outputs={}, pairs=None, methods={"own": {"pretrain": {"steps": 1}}})
+    tried, real = [], Run._run
+    monkeypatch.setattr(Run, "_run", lambda self, command, *rest: (tried.append(command), real(self, command, *rest)))
+    result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
+    assert result.exit_code == 5 and "2 of 2 cells failed" in result.stderr
+    assert tried == ["pretrain"]
+
+
+def test_every_cell_is_drawn_as_its_own_settings_say(tmp_path: Path) -> None:
+    """Cells that share a bundle, or need none, still have a size, a base model and a precision of their own."""
+    build_random_base(tmp_path / "base", "tiny", 5)
+    other = {"base.id": str(tmp_path / "base"), "base.random": None}
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S* on a beach"])
+    source["methods"] = {
+        "base": {"kind": "base"},
+        "other": {"kind": "base", **other},
+        "half": {"kind": "base", "dtype": "bfloat16"},
+        "again": {"kind": "base"},
+        "wide": {"finetune.steps": 0, "sweep": {"sample.width": [192, 128, 100], "sample.gamma": [0.3, 0.6]}},
+    }
+    result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--limit", 1)
+    assert result.exit_code == 3 and "2 of 10 cells failed" in result.stderr, "100 pixels are not possible"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    pictures = {}
+    for row in results["pictures"]:
+        with Image.open(tmp_path / "run" / row["file"]) as picture:
+            pictures[row["method"], row["reconstruction"]] = picture.copy()
+    for method in ("other", "half"):
+        assert pictures[method, False].tobytes() != pictures["base", False].tobytes(), method
+    assert pictures["again", False].tobytes() == pictures["base", False].tobytes()
+    for (method, _), picture in pictures.items():
+        assert picture.width == (192 if "width 192" in method else 128), method
+    assert {device.split(", ")[1] for device in results["devices"]} == {"torch.float32", "torch.bfloat16"}
+
+
+def test_a_full_disk_stops_a_run_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = runner.write_json, []
+
+    def full(path: Path, value: object) -> None:
+        written.append(path)
+        if len(written) > 1:
+            raise OutputError(f"'{path}' cannot be written: no space left on the device.", "Free some space.")
+        real(path, value)
+
+    monkeypatch.setattr(runner, "write_json", full)
+    source = study_of(tmp_path, outputs={}, pairs=None, methods={"base": {"kind": "base", "sweep": {"seed": [0, 1]}}})
+    result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
+    assert result.exit_code == 9 and "no space left" in result.stderr
+    assert len(written) == 2, "nothing is tried after it"
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]) == 3
+    monkeypatch.undo()
+
+    def no_report(*_: object) -> None:
+        raise OutputError("no report", "")
+
+    def stop(*_: object) -> None:
+        raise InputError("the first error", "")
+
+    monkeypatch.setattr("profusion_cli.evaluation.report.report", no_report)
+    monkeypatch.setattr(Run, "make", stop)
+    result = run("evaluate", tmp_path / "study.yaml", "-o", tmp_path / "run")
+    assert result.exit_code == 5 and "the first error" in result.stderr and "no report" in result.stderr
+
+
+def test_two_commands_do_not_work_in_one_folder(finished: Path) -> None:
+    with locked(finished, "mine", ""):
+        result = run("evaluate", finished.parent / "study.yaml", "-o", finished)
+    assert result.exit_code == 9 and "at work" in result.stderr
+    ok("evaluate", finished.parent / "study.yaml", "-o", finished)
+
+
+def test_two_subjects_are_drawn_together_where_there_are_two(tmp_path: Path) -> None:
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={})
+    source["methods"] = {"free": {"finetune.steps": 0}, "both": {"kind": "two", "finetune.steps": 0}}
+    source["subjects"] = {"photos": [{"file": "ann.png"}]}
+    result = ok("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
+    assert "left out: both" in " ".join(result.stderr.split())
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]
+    assert {row["method"] for row in rows} == {"free"}
+
+
+def test_baselines_are_not_augmented_wherever_their_name_stands() -> None:
+    source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "b": {"finetune.method": "profusion"}}}
+    source["methods"]["c"] = {"sweep": {"finetune.method": ["e4t", "profusion"]}}
+    source["settings"] = {"finetune.method": "dreambooth"}
+    augmented = [method.augment for method in build_study(source, "s", Path()).methods]
+    assert augmented == [False, True, False, True]
+
+
+def test_only_makes_what_differences_are_taken_from() -> None:
+    source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "b": {}, "c": {}}}
+    source["outputs"] = {"t": {"title": "T", "methods": ["b"], "against": "a"}}
+    assert [method.name for method in build_study(source, "s", Path()).chosen("t")] == ["a", "b"]
+
+
+def test_missing_faces_are_told_of_by_the_right_name() -> None:
+    columns = ("face found", "face found in photo", "second: face found", "second: face found in photo")
+    rows = [
+        {"subject": subject, "scores": dict(zip(columns, values, strict=True))}
+        for subject, values in {"ann": (1.0, 1.0, 1.0, 0.0), "bob": (0.0, 0.0, 0.0, 1.0)}.items()
+    ]
+    told = faceless(rows)
+    assert len(told) == 2 and "1 of 2 pictures" in told[0]
+    assert "bob" in told[1] and "ann" not in told[1]
 
 
 def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
@@ -250,6 +399,7 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         "answers": {pair: "left" if item["left"] == "tuned" else "right" for pair, item in known["pairs"].items()},
     }
     assert len(answers["answers"]) == 4
+    assert "a photo of" not in "".join(comparison_of(finished)[1][number].prompt for number in range(4))
     assert run("evaluate", "--pairs-results", page).exit_code == 2
     assert run("evaluate", "--pairs", finished).exit_code == 9
 
@@ -293,6 +443,9 @@ def test_people_compare_the_pictures_of_a_run(finished: Path) -> None:
         ({"outputs": {"../../t": {"title": "T"}}}, "name of a file"),
         ({"outputs": {"t": {"title": "T", "kind": "sheet", "subject": -1}}}, "subject -1"),
         ({"outputs": {"t": {"title": "T", "against": "tund"}}}, "tuned"),
+        ({"outputs": {"t": {"title": "T", "x": "identity"}}}, "x is for a curve"),
+        ({"outputs": {"t": {"title": "T", "kind": "sheet", "against": "tuned"}}}, "against is for a table"),
+        ({"outputs": {"t": {"title": "T", "kind": "sheet", "columns": ["identity"]}}}, "no columns"),
         ({"pairs": {"ours": "tuned", "others": ["nobody"]}}, "nobody"),
         ({"pairs": {"ours": "tuned", "others": ["tuned"]}}, "pairs"),
         ({"pairs": {"ours": "tuned", "others": ["base"], "count": 0}}, "pairs"),
@@ -455,10 +608,15 @@ def test_a_sheet_has_a_column_for_every_prompt(tmp_path: Path) -> None:
         {"method": method, "subject": "ann", "prompt": prompt, "reconstruction": False, "file": "red.png"}
         for method, prompt in (("a", "S* two"), ("b", "S* one"), ("b", "S* two"))
     ]
-    sheet, prompts = sheet_of(study, study.outputs["sheet"], rows, tmp_path, None)
+    photos = {name: Image.new("RGB", (8, 8), colour) for name, colour in (("ann", "blue"), ("bob", "lime"))}
+    sheet, prompts = sheet_of(study, study.outputs["sheet"], rows, tmp_path, photos)
     assert prompts == ["S* one", "S* two"]
-    red = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-    assert (red == (255, 0, 0)).all(1).sum() == 3 * 96 * 96
+    pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert [(pixels == colour).all(1).sum() // 96**2 for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))] == [3, 1, 0]
+    assert sheet_of(study, Figure("S", "sheet", subject=1), rows, tmp_path, photos) is None, "bob has no pictures"
+    study = build_study({**source, "methods": {"a": {"kind": "two"}, "b": {}}}, "s", tmp_path)
+    sheet, _ = sheet_of(study, study.outputs["sheet"], rows, tmp_path, photos)
+    assert (np.asarray(sheet.convert("RGB")).reshape(-1, 3) == (0, 255, 0)).all(1).sum() == 96**2, "bob is in them too"
 
 
 def test_a_difference_is_taken_subject_by_subject() -> None:
@@ -483,7 +641,8 @@ def test_shipped_studies_make_sense() -> None:
         assert all(make_metrics(key, options, device) for key, options in study.metrics.items()), name
         if name.startswith("faceworld"):
             assert len(subjects_of(study)) >= 4
-            covered = {text for n in range(24) for text, _ in study.jobs(study.methods[0], n, "a photo of S*")}
+            people = range(len(subjects_of(study)))
+            covered = {text for n in people for text, _ in study.jobs(study.methods[0], n, "a photo of S*")}
             assert covered == {prompt.text for prompt in study.prompts} | (
                 {"a photo of S*"} if study.counts.reconstructions else set()
             )

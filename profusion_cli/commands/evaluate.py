@@ -9,7 +9,7 @@ import typer
 
 from profusion_cli import options
 from profusion_cli.console import Output
-from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
+from profusion_cli.errors import OutputError, ProfusionError, UnavailableError, UsageError
 
 PREFERENCE = "Human preference"
 
@@ -122,7 +122,7 @@ def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
     folder = Path(runs[0])
     study, entries, seed, unfinished = comparison_of(folder)
     if unfinished:
-        output.warn(f"{unfinished} cells of the run are not finished; the page is of the others.")
+        output.warn(f"{unfinished} cells of the run are unfinished or out of date; the page is of the others.")
     made = write_pairs(entries, folder / "pairs", study.pairs.ours, study.pairs.others, study.pairs.count, seed)
     for warning in made["warnings"]:
         output.warn(warning)
@@ -170,6 +170,7 @@ def _run(
     from profusion_cli.evaluation.report import report
     from profusion_cli.evaluation.runner import Run
     from profusion_cli.evaluation.subjects import photo_of
+    from profusion_cli.files import locked
     from profusion_cli.runtime.device import resolve_placement
 
     config = plan.config(methods[0])
@@ -178,11 +179,17 @@ def _run(
     references = {subject.name: photo_of(subject, config) for subject in run.everyone}
     run.open(go_on)
     cells = run.cells(methods)
-    try:
-        run.make(cells)
-        run.judge(cells)
-    finally:  # what is there is told of, whatever stops the rest
-        pictures, problems = report(run, placement, references)
+    with locked(target, f"Another `profusion evaluate` is at work in '{target}'.", "Wait for its end."):
+        try:
+            run.make(cells)
+            run.judge(cells)
+        except BaseException:  # what is there is told of, whatever stops the rest
+            try:
+                report(run, references)
+            except OutputError as error:
+                output.warn(f"There is no report: {error.message}")
+            raise
+        pictures, problems = report(run, references)
     for problem in problems:
         output.warn(problem)
     for file in ("tables.md", "report.html"):

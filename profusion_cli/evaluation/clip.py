@@ -46,8 +46,12 @@ def clip_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metri
         ConfigError: an unknown model.
     """
     folder = text_option(options, "folder")
-    models = [Clip(model, folder, device) for model in chosen_models(options, MODELS)]
-    return [Similarity(clip.name, Remembered(clip.images), Remembered(clip.texts), "text") for clip in models]
+    metrics: list[Metric] = []
+    for model in chosen_models(options, MODELS):
+        clip = Clip(model, folder, device)
+        weights = [Path(clip.source.id)] if clip.source.is_local else []
+        metrics.append(Similarity(clip.name, Remembered(clip.images), Remembered(clip.texts), "text", weights=weights))
+    return metrics
 
 
 class Clip:

@@ -39,8 +39,10 @@ def dino_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metri
     folder = text_option(options, "folder")
     metrics: list[Metric] = []
     for model in chosen_models(options, MODELS):
-        features = Remembered(Dino(model, folder, device).encode)
-        metrics.append(Similarity(model, features, features, "photo"))
+        dino = Dino(model, folder, device)
+        features = Remembered(dino.encode)
+        weights = [Path(dino.source.id)] if dino.source.is_local else []
+        metrics.append(Similarity(model, features, features, "photo", weights=weights))
     return metrics
 
 

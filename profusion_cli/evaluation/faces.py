@@ -51,8 +51,10 @@ MODELS = {
     "SFace": "face_recognition_sface_2021dec.onnx",
 }
 """deepface's name of each model, and the file of its weights."""
+WEIGHTS = Path(".deepface", "weights")
+"""Where these are in deepface's home."""
 DETECTORS = {"opencv": "", "retinaface": "retinaface.pth", "yunet": "face_detection_yunet_2023mar.onnx"}
-"""Likewise; the detector `opencv` comes with OpenCV."""
+"""Its detectors likewise; `opencv` comes with OpenCV."""
 
 
 class FaceFound:
@@ -61,10 +63,13 @@ class FaceFound:
     Args:
         faces: of pictures; None where there is none.
         prefix: of the names of the columns.
+        weights: of the detector, where the options name files.
     """
 
-    def __init__(self, faces: Remembered[Image.Image, np.ndarray | None], prefix: str = "") -> None:
-        self.faces, self.name = faces, prefix + FOUND
+    def __init__(
+        self, faces: Remembered[Image.Image, np.ndarray | None], prefix: str = "", weights: Sequence[Path] = ()
+    ) -> None:
+        self.faces, self.name, self.weights = faces, prefix + FOUND, weights
         self.columns = (prefix + FOUND, prefix + FOUND_IN_PHOTO)
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
@@ -81,6 +86,7 @@ def identity(
     name: str,
     faces: Remembered[Image.Image, np.ndarray | None],
     embed: Callable[[list[np.ndarray]], Iterable[np.ndarray]],
+    weights: Sequence[Path] = (),
 ) -> Similarity:
     """The metric that compares the embeddings, shape (width,), of the faces in picture and photo."""
 
@@ -91,7 +97,7 @@ def identity(
         return [None if face is None else next(embeddings) for face in found]
 
     remembered = Remembered(features)
-    return Similarity(name, remembered, remembered, "photo", failure=0.0)
+    return Similarity(name, remembered, remembered, "photo", failure=0.0, weights=weights)
 
 
 def face_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metric]:
@@ -109,10 +115,19 @@ def face_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metri
     detector = text_option(options, "detector") or "opencv"
     if detector not in DETECTORS:
         raise unknown("detector", detector, DETECTORS)
-    library = DeepFace(detector, text_option(options, "folder"), device)
+    folder = text_option(options, "folder")
+    library = DeepFace(detector, folder, device)
     faces = Remembered(library.find)
-    models = chosen_models(options, MODELS)
-    return [FaceFound(faces), *(identity(model, faces, partial(library.embed, model)) for model in models)]
+
+    def weights(*files: str) -> list[Path]:
+        return [] if folder is None else [Path(local_path(folder), WEIGHTS, file) for file in files if file]
+
+    detecting = weights(DETECTORS[detector])
+    metrics: list[Metric] = [FaceFound(faces, weights=detecting)]
+    for model in chosen_models(options, MODELS):
+        own = [*detecting, *weights(MODELS[model])]
+        metrics.append(identity(model, faces, partial(library.embed, model), own))
+    return metrics
 
 
 class DeepFace:
@@ -142,7 +157,7 @@ class DeepFace:
         api = self._api
         from deepface.commons import folder_utils
 
-        path = Path(folder_utils.get_deepface_home(), ".deepface", "weights", file)
+        path = Path(folder_utils.get_deepface_home(), WEIGHTS, file)
         hint = f"Put '{path.name}' in '{path.parent}', or set the metric's option 'folder' to deepface's home."
         if file and constants.HF_HUB_OFFLINE and not path.exists():
             raise UnavailableError(f"{name} needs '{path}', and offline mode is on (HF_HUB_OFFLINE).", hint)
@@ -189,13 +204,12 @@ def adaface_metrics(options: Mapping[str, Any], device: torch.device) -> list[Me
             holds it. By default both come from the Hub.
         device: that AdaFace runs on, in float32.
     """
-    model = AdaFace(
-        text_option(options, "weights") or "minchul/cvlface_adaface_ir101_webface4m",
-        text_option(options, "detector") or "opencv/face_detection_yunet",
-        device,
-    )
+    weights = text_option(options, "weights") or "minchul/cvlface_adaface_ir101_webface4m"
+    detector = text_option(options, "detector") or "opencv/face_detection_yunet"
+    model = AdaFace(weights, detector, device)
     faces = Remembered(model.find)
-    return [FaceFound(faces, "AdaFace "), identity("AdaFace", faces, model.embed)]
+    detecting, own = ([path] if path.exists() else [] for path in map(Path, map(local_path, (detector, weights))))
+    return [FaceFound(faces, "AdaFace ", detecting), identity("AdaFace", faces, model.embed, [*detecting, *own])]
 
 
 class AdaFace:

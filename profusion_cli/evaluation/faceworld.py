@@ -19,7 +19,7 @@ class FaceWorldJudges:
     similarity to the photo by the judge of identity, in [-1, 1].
 
     Args:
-        options: `folder` of the judges.
+        options: `folder` of the judges, by default the shipped ones.
         device: unused; the judges are small.
 
     Raises:
@@ -30,7 +30,8 @@ class FaceWorldJudges:
     columns = ("adherence", "identity")
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
-        self.folder = Path(local_path(text_option(options, "folder") or ""))
+        self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
+        self.weights = (self.folder,)
 
     @cached_property
     def judges(self) -> Judges:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from profusion_cli.errors import ConfigError, UnavailableError
-from profusion_cli.presets import local_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from PIL import Image
@@ -48,10 +48,15 @@ class Judged:
 
 
 class Metric(Protocol):
-    """One model that judges. `name` is unique among all metrics; `columns` are the names of its scores."""
+    """One model that judges.
+
+    `name` is unique among all metrics; `columns` are the names of its scores; `weights` are the files and folders of
+    this machine that the metric's options name, and that the scores depend on.
+    """
 
     name: str
     columns: tuple[str, ...]
+    weights: Sequence[Path]
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
         """Each picture's scores by column; None where there was nothing to judge.
@@ -69,33 +74,19 @@ class Kind:
         factory: `module:attribute` in this package of what makes it: `(options, device)` to a metric, or to a list.
         options: names of its options.
         description: one line.
-        defaults: of its options.
-        inside: where in the option `folder` its weights are.
     """
 
     factory: str
     options: tuple[str, ...]
     description: str
-    defaults: Mapping[str, str] = field(default_factory=dict)
-    inside: str = ""
 
 
 METRICS: dict[str, Kind] = {
     "clip": Kind("clip:clip_metrics", ("folder", "models"), "image-prompt similarity by nine CLIP models (Table 1)"),
-    "faces": Kind(
-        "faces:face_metrics",
-        ("detector", "folder", "models"),
-        "identity by seven models (Table 2)",
-        inside=".deepface/weights",
-    ),
+    "faces": Kind("faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)"),
     "adaface": Kind("faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)"),
     "dino": Kind("dino:dino_metrics", ("folder", "models"), "similarity to the photo of what is no face, by DINO"),
-    "faceworld": Kind(
-        "faceworld:FaceWorldJudges",
-        ("folder",),
-        "adherence and identity by the face world's judges",
-        {"folder": "shipped:faceworld/judges"},
-    ),
+    "faceworld": Kind("faceworld:FaceWorldJudges", ("folder",), "adherence and identity by the face world's judges"),
 }
 DESCRIPTIONS = {name: kind.description for name, kind in METRICS.items()}
 
@@ -118,26 +109,8 @@ def make_metrics(name: str, options: Mapping[str, Any], device: torch.device) ->
         if option not in kind.options:
             raise unknown(f"option of the metric '{name}'", option, kind.options)
     module, _, attribute = kind.factory.partition(":")
-    made = getattr(import_module(f"{__package__}.{module}"), attribute)({**kind.defaults, **options}, device)
+    made = getattr(import_module(f"{__package__}.{module}"), attribute)(options, device)
     return made if isinstance(made, list) else [made]
-
-
-def weights_mark(name: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file in the places that a metric's options name on this machine.
-
-    Args:
-        name: one of `METRICS`.
-        options: of this metric, as in the study file.
-    """
-    from profusion_cli.runtime.hub import file_sha256
-
-    marks, kind = {}, METRICS[name]
-    for option, value in {**kind.defaults, **options}.items():
-        place = Path(local_path(value), kind.inside) if isinstance(value, str) else None
-        if place is not None and place.exists():
-            files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-            marks |= {f"{option}: {path.relative_to(place)}": file_sha256(path) for path in files}
-    return marks
 
 
 def unknown(what: str, name: object, known: Collection[str]) -> ConfigError:
@@ -226,12 +199,19 @@ class Similarity:
         others: likewise, of what the pictures are compared to.
         attribute: what that is: `photo` or `text` of `Judged`.
         failure: the score of a picture that has no feature where the other has one.
+        weights: files and folders of this machine that the options name.
     """
 
     def __init__(
-        self, name: str, features: Remembered, others: Remembered, attribute: str, failure: float | None = None
+        self,
+        name: str,
+        features: Remembered,
+        others: Remembered,
+        attribute: str,
+        failure: float | None = None,
+        weights: Sequence[Path] = (),
     ) -> None:
-        self.name, self.columns = name, (name,)
+        self.name, self.columns, self.weights = name, (name,), weights
         self.features, self.others, self.attribute, self.failure = features, others, attribute, failure
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:

@@ -18,19 +18,20 @@ from PIL import Image
 
 from profusion_cli import __version__
 from profusion_cli.errors import UnavailableError
-from profusion_cli.evaluation.metrics import FOUND_IN_PHOTO
+from profusion_cli.evaluation.metrics import FOUND, FOUND_IN_PHOTO
 from profusion_cli.evaluation.statistics import Interval, bootstrap
-from profusion_cli.evaluation.study import Figure, Method, Study
+from profusion_cli.evaluation.study import TWO, Figure, Method, Study
 from profusion_cli.files import atomic_output
 from profusion_cli.images import contact_sheet
 
 if TYPE_CHECKING:
     from profusion_cli.evaluation.runner import Run
-    from profusion_cli.runtime.device import Placement
 
 RESULTS = "results.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "deepface")
 RECONSTRUCTION = "reconstruction: "
+SECOND = "second: "
+"""Before the columns of the other one of two subjects."""
 CELL = 96
 FEW = 8
 """Subjects, of whom a percentile bootstrap tells too little."""
@@ -174,24 +175,26 @@ def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
 
 
 def sheet_of(
-    study: Study, output: Figure, rows: Sequence[Row], folder: Path, photo: Image.Image | None
+    study: Study, output: Figure, rows: Sequence[Row], folder: Path, photos: Mapping[str, Image.Image]
 ) -> tuple[Image.Image, list[str]] | None:
     """Pictures of one subject, a row for each method and a column for each prompt; None where there are none.
 
     Returns:
         The sheet, and the prompts of its columns; blank where a method did not draw one.
     """
-    names = list(dict.fromkeys(row["subject"] for row in rows))
-    if output.subject >= len(names):
+    names, number = list(photos), output.subject
+    if number >= len(names):
         return None
     methods = methods_of(study, output)
     files: dict[str, dict[str, Path]] = {method.name: {} for method in methods}
     for row in rows:
-        if row["method"] in files and row["subject"] == names[output.subject] and not row["reconstruction"]:
+        if row["method"] in files and row["subject"] == names[number] and not row["reconstruction"]:
             files[row["method"]].setdefault(row["prompt"], folder / row["file"])
     prompts = [prompt.text for prompt in study.prompts if any(prompt.text in drawn for drawn in files.values())]
     lines = [(name, [_cell(drawn.get(prompt)) for prompt in prompts]) for name, drawn in files.items() if drawn]
-    references = [] if photo is None else [(names[output.subject], photo.resize((CELL, CELL)))]
+    both = any(method.kind == TWO for method in methods)
+    told = [names[number], *([names[(number + 1) % len(names)]] if both else [])]
+    references = [(name, photos[name].resize((CELL, CELL))) for name in told]
     return (contact_sheet(lines, references, CELL), prompts) if lines else None
 
 
@@ -220,13 +223,12 @@ text-align: left } th { border-bottom: 2px solid #999 } img, svg { max-width: 10
 font-size: 12px; background: #f5f5f3; padding: 2px 4px } .warn { background: #fff3d6; padding: .5em 1em } """
 
 
-def report(run: Run, placement: Placement, photos: Mapping[str, Image.Image]) -> tuple[int, list[str]]:
+def report(run: Run, photos: Mapping[str, Image.Image]) -> tuple[int, list[str]]:
     """Write what a run's folder holds by now: `results.json`, `tables.md` and `report.html`.
 
     Args:
         run: see above.
-        placement: that its pictures are made on.
-        photos: of the subjects, by name.
+        photos: of the subjects, by name, in the study's order.
 
     Returns:
         How many pictures there are; and what could not be told, in sentences.
@@ -236,8 +238,7 @@ def report(run: Run, placement: Placement, photos: Mapping[str, Image.Image]) ->
     record = {
         "study": run.study.name,
         "versions": versions(),
-        "device": str(placement.device),
-        "dtype": str(placement.dtype),
+        "devices": sorted({f"{cell.made['device']}, {cell.made['dtype']}" for cell in cells if "device" in cell.made}),
         "seeds": sorted({cell.config.seed for cell in cells}),
         "base": next((cell.made["base"] for cell in cells if "base" in cell.made), None),
         "cells": {
@@ -251,15 +252,27 @@ def report(run: Run, placement: Placement, photos: Mapping[str, Image.Image]) ->
     with atomic_output(run.folder / RESULTS, force=True) as file:
         file.write(json.dumps({**record, "pictures": rows}, ensure_ascii=False, indent=1).encode())
     problems = write_report(run.folder, run.study, rows, record, photos)
-    faceless = {
-        row["subject"]
-        for row in rows
-        for name, score in row["scores"].items()
-        if name.endswith(FOUND_IN_PHOTO) and score == 0
-    }
-    if faceless:
-        problems.append(f"No face was found in the photo of {', '.join(sorted(faceless))}: left out of the identity.")
-    return len(rows), problems
+    return len(rows), [*problems, *faceless(rows)]
+
+
+def faceless(rows: Sequence[Row]) -> list[str]:
+    """What is to be told of pictures and photos without a face."""
+    found: dict[str, list[float]] = {}
+    photos: dict[str, None] = {}
+    for row in rows:
+        for name, score in row["scores"].items():
+            if name.endswith(FOUND):
+                found.setdefault(name, []).append(score)
+            if name.endswith(FOUND_IN_PHOTO) and not name.startswith(SECOND) and score == 0:
+                photos[row["subject"]] = None
+    told = [
+        f"{scores.count(0)} of {len(scores)} pictures have no face by '{name}': their identity counts 0."
+        for name, scores in found.items()
+        if 0 in scores and not name.startswith(SECOND)
+    ]
+    if photos:
+        told.append(f"No face was found in the photo of {', '.join(photos)}: left out of the identity.")
+    return told
 
 
 def write_report(
@@ -276,7 +289,7 @@ def write_report(
         study: see above.
         rows: of `Run.results`.
         record: what is told of the run beside: versions, hashes, failures.
-        photos: of the subjects, by name.
+        photos: of the subjects, by name, in the study's order.
 
     Returns:
         What could not be made, in sentences.
@@ -285,7 +298,6 @@ def write_report(
     problems: list[str] = []
     text, page = [f"# {study.name}", study.description], [f"<h1>{html.escape(study.name)}</h1>"]
     page.append(f"<p>{html.escape(study.description)}</p>")
-    names = list(dict.fromkeys(row["subject"] for row in rows))
     for warning in [f"Not judged: {key}: {why}" for key, why in record["missing"].items()] + [
         f"Failed: {item['method']}, {item['subject']}: {item['error']}" for item in record["failed"]
     ]:
@@ -295,8 +307,7 @@ def write_report(
         text.append(f"## {output.title}")
         page.append(f"<h2 id='{html.escape(key)}'>{html.escape(output.title)}</h2>")
         if output.kind == "sheet":
-            photo = photos.get(names[output.subject]) if output.subject < len(names) else None
-            made = sheet_of(study, output, rows, folder, photo)
+            made = sheet_of(study, output, rows, folder, photos)
             if made is None:
                 text.append("No pictures yet.")
                 page.append("<p>No pictures yet.</p>")
@@ -329,7 +340,8 @@ def write_report(
         cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in body]
         page.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>")
     note = "Means over subjects, with 95 % bootstrap intervals over subjects."
-    if len(names) < FEW:
+    people = [{row["subject"] for row in rows if row["method"] == method.name} for method in study.methods]
+    if any(0 < len(names) < FEW for names in people):
         note += f" Intervals over fewer than {FEW} subjects are too narrow."
     text.append(note)
     page.append(f"<p>{note}</p><h2>How it was made</h2><pre>{html.escape(details(record))}</pre>")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
@@ -25,9 +26,9 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, Config, changed, flat
 from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
-from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics, weights_mark
+from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
 from profusion_cli.evaluation.pairs import Entry
-from profusion_cli.evaluation.report import RECONSTRUCTION
+from profusion_cli.evaluation.report import RECONSTRUCTION, SECOND
 from profusion_cli.evaluation.study import (
     BASE,
     DESCRIBED,
@@ -49,9 +50,10 @@ from profusion_cli.presets import local_path
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import resolve_placement
-from profusion_cli.runtime.hub import file_sha256
+from profusion_cli.runtime.hub import tree_sha256
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.sampling import Sampler, present_words
+from profusion_cli.runtime.weights import BESIDE_BASE
 
 STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
 KEPT, UNKEPT = "bundles", "work"
@@ -59,8 +61,6 @@ KEPT, UNKEPT = "bundles", "work"
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
 BASE_PARTS = ("unet", "vae", "text_encoder")
-SECOND = "second: "
-"""Before the columns of the other one of two subjects."""
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
 
 
@@ -156,17 +156,45 @@ class Run:
         self.output = output or Output(quiet=True)
         self.everyone = subjects_of(study)
         self.subjects = self.everyone[:limit]
-        self.metrics: list[tuple[Metric, str]] = []
-        for key, options in study.metrics.items():
-            made = make_metrics(key, options, device or torch.device("cpu"))
-            weights = weights_mark(key, options)
-            self.metrics += [(metric, digest([key, metric.name, dict(options), weights])) for metric in made]
-        self.marks = {metric.name: mark for metric, mark in self.metrics}
-        _check(study, [column for metric, _ in self.metrics for column in metric.columns])
+        self.metrics = [
+            (metric, options)
+            for key, options in study.metrics.items()
+            for metric in make_metrics(key, options, device or torch.device("cpu"))
+        ]
+        self.marks = {metric.name: _metric_mark(metric, options) for metric, options in self.metrics}
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
         self._base_marks: dict[Any, dict[str, str]] = {}
+        self._file_marks: dict[Path, dict[str, str]] = {}
+        self._untrained: dict[Path, CommandError] = {}
         self._open: tuple[Any, BaseModel] | None = None
+        self._needed_twice = False
+        lonely = [method.name for method in study.methods if method.kind == TWO and len(self.everyone) < 2]
+        if lonely:
+            self.output.warn(f"There is one subject only, so that these methods are left out: {'; '.join(lonely)}.")
+        self._check([column for metric, _ in self.metrics for column in metric.columns])
+
+    def _check(self, columns: Sequence[str]) -> None:
+        """There is something to pre-train on where it is wanted, and tables and plots name columns that metrics have.
+
+        Raises:
+            ConfigError: it is not so.
+            InputError: what to pre-train on is not there.
+        """
+        place = self.study.pretrain_on
+        for method in self.study.methods:
+            if method.pretrain and place is None:
+                raise ConfigError(
+                    f"methods.{method.name}: there is nothing to pre-train on.",
+                    "Give pictures with --pretrain-on, or set pretrain_on.",
+                )
+            missing = method.pretrain and isinstance(place, str) and not os.path.exists(place)
+            if missing and not self._promptnet_file(method).exists():
+                raise InputError(f"There is no '{place}' to pre-train on.", "Check the name.")
+        for key, output in self.study.outputs.items():
+            for wanted in filter(None, (*output.columns, output.x, output.y)):
+                if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
+                    raise ConfigError(f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, columns))
 
     def open(self, go_on: bool) -> None:
         """Make the folder, or go on in it.
@@ -200,8 +228,8 @@ class Run:
         stale = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is None and cell.record]
         if stale and not go_on:
             raise OutputError(
-                f"{len(stale)} finished cells in '{self.folder}' were made with a preset, weights or photos that have "
-                f"changed since, such as {stale[0].method.name}, {stale[0].subject.name}.",
+                f"{len(stale)} finished cells in '{self.folder}' were made with settings, a preset, weights or photos "
+                f"that have changed since, such as {stale[0].method.name}, {stale[0].subject.name}.",
                 hint,
             )
         if before != text:
@@ -212,6 +240,8 @@ class Run:
         """All cells of these methods, of the subjects within the limit or of everyone."""
         found = []
         for method in methods:
+            if method.kind == TWO and len(self.everyone) < 2:
+                continue
             config = self.study.config(method)
             subjects = self.everyone if everyone else self.subjects
             for number, subject in enumerate(subjects[: self.study.counts_of(method).subjects]):
@@ -222,7 +252,7 @@ class Run:
 
     def _mark(self, method: Method, subject: Subject, number: int, config: Config) -> str:
         jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
-        known: list[Any] = [method.kind, _photo_mark(subject, method), jobs]
+        known: list[Any] = [method.kind, self._photo_mark(subject, method), jobs]
         if method.kind != DRAWN:
             known.append(self._base_mark(config.base, *BASE_PARTS))
             kept = ("base", "sample", "class_word", "concept_prompt", "dtype", "seed")
@@ -234,10 +264,10 @@ class Run:
         if method.kind in (SUBJECT, TWO):
             known += [method.augment, self._weights(method, config)]
         if method.pretrain:
-            known.append(self.study.pretrain_on)
+            known.append(self._pretraining(method))
         if method.kind == TWO:
             other = self._next(number)
-            known += [method.share, _photo_mark(other, method), other.class_word]
+            known += [method.share, self._photo_mark(other, method), other.class_word]
         return digest(known)
 
     def _base_mark(self, config: BaseConfig, *parts: str) -> dict[str, str]:
@@ -251,12 +281,35 @@ class Run:
 
     def _weights(self, method: Method, config: Config) -> list[Any]:
         """Marks of the weights that a subject's bundle and pictures depend on."""
-        known: list[Any] = [self._base_mark(config.base, *BASE_PARTS, "vision"), _weights_mark(config)]
+        known: list[Any] = [self._base_mark(config.base, *BASE_PARTS, "vision"), self._promptnet_mark(config)]
         if method.augment and config.augment.inpaint and config.finetune.steps > 0:
             model = config.augment.model
             base = BaseConfig(model.id or "", model.revision, model.unet, random=model.random)
             known.append(self._base_mark(base, "unet"))
         return known
+
+    def _promptnet_mark(self, config: Config) -> dict[str, str]:
+        """SHA-256 of PromptNet's files, where they lie on this machine."""
+        source = config.promptnet
+        place = Path(local_path((config.base.id if source.weights == BESIDE_BASE else source.weights) or ""))
+        if place.is_file():
+            return self._files_mark(place)
+        return self._files_mark(place / source.subfolder) if source.weights and place.is_dir() else {}
+
+    def _photo_mark(self, subject: Subject, method: Method) -> Any:
+        return [*self._files_mark(subject.file).values()] if subject.file else [subject.seed, dict(method.photo)]
+
+    def _files_mark(self, place: Path) -> dict[str, str]:
+        """SHA-256 of a file, or of those in a folder, each read once."""
+        if place not in self._file_marks:
+            self._file_marks[place] = tree_sha256(place)
+        return self._file_marks[place]
+
+    def _pretraining(self, method: Method) -> list[Any]:
+        """What a method's own PromptNet depends on; pictures by their place alone."""
+        config = self.study.config(method)
+        settings = {key: value for key, value in changed(config).items() if key in PRETRAINING}
+        return [settings, self.study.pretrain_on, self._base_mark(config.base, *BASE_PARTS, "vision")]
 
     def _next(self, number: int) -> Subject:
         """Whom the method `two` draws together with a subject."""
@@ -269,9 +322,13 @@ class Run:
         """Make the pictures of all cells that have none yet.
 
         A cell that fails is told of and left out, and made when the study is run again.
+
+        Raises:
+            OutputError: nothing more can be written.
         """
         wanted = [cell for cell in cells if cell.made is None]
         wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, _bundle_key(cell)))
+        self._needed_twice = any(cell.method.kind == TWO for cell in wanted)
         started, done = time.perf_counter(), 0
         with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
             for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, _bundle_key(cell))):
@@ -284,17 +341,20 @@ class Run:
                 spent = time.perf_counter() - started
                 step(done, members[-1].method.name)
                 if not self.output.stderr.is_terminal:
-                    left = time.strftime("%H:%M:%S", time.gmtime(spent / done * (len(wanted) - done)))
+                    left = timedelta(seconds=round(spent / done * (len(wanted) - done)))
                     self.output.note(
                         f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}; "
                         f"{left} left."
                     )
+        self._open = None
         if (self.folder / UNKEPT).exists():
             shutil.rmtree(self.folder / UNKEPT)
 
     def _fail(self, cells: Sequence[Cell], error: ProfusionError) -> None:
+        if error.exit_code == OutputError.exit_code:
+            raise error
         for cell in cells:
-            self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}")
+            self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}".rstrip())
             told = {"method": cell.method.name, "subject": cell.subject.name, "error": error.message}
             self.failed.append({**told, "exit_code": error.exit_code})
 
@@ -306,23 +366,33 @@ class Run:
                 self._save(cell, partial(self._drawn, cell))
             return
         if first.method.kind in (BASE, DESCRIBED):
-            model = self._model(TextToImage, first.config, stack)
             for cell in cells:
-                self._save(cell, partial(_draw_text, model, cell))
+                model = self._model(TextToImage, cell.config, stack)
+                self._save(cell, partial(_draw_text, model, cell), **_made_on(model))
             return
-        pair = [first.subject, *([self._next(first.number)] if first.method.kind == TWO else [])]
-        bundles = [self.bundle(first, subject) for subject in pair]
         base = self._model(BaseModel, first.config, stack)
-        base.release("unet")  # the last subject's changes are in it
-        plain = self.study.config(first.method)
-        words = [_config_of(plain, subject).class_word for subject in pair]
-        studio = Studio(base, bundles, words, first.config)
-        for cell in cells:
-            weights = (1.0 - cell.method.share, cell.method.share)[: len(pair)]
-            draw = partial(studio.draw, cell.config, weights)
-            self._save(cell, draw, base=studio.base, bundles=studio.sha256)
-        if all(method.kind != TWO for method in self.study.methods):  # else it is needed once more
+        base.release("unet")  # the last subject's changes are in it, and fine-tuning wants the memory
+        pair, words = self._subjects_of(first)
+        bundles = [self.bundle(first, subject) for subject in pair]
+        for _, alike in groupby(sorted(cells, key=_view), key=_view):
+            members = list(alike)
+            base.release("unet")
+            try:
+                studio = Studio(base, bundles, words, members[0].config)
+            except ProfusionError as error:
+                self._fail(members, error)
+                continue
+            for cell in members:
+                draw = partial(studio.draw, cell.config, _weights_of(cell.method))
+                self._save(cell, draw, base=studio.base, bundles=studio.sha256, **_made_on(base))
+        if not self._needed_twice:
             self._let_go(bundles)
+
+    def _subjects_of(self, cell: Cell) -> tuple[list[Subject], list[str]]:
+        """The subject of a cell, or both of two, and their class words."""
+        subjects = [cell.subject, *([self._next(cell.number)] if cell.method.kind == TWO else [])]
+        plain = self.study.config(cell.method)
+        return subjects, [_config_of(plain, subject).class_word for subject in subjects]
 
     def _let_go(self, bundles: Iterable[Path]) -> None:
         """Delete those of the bundles that are not to be kept."""
@@ -341,8 +411,13 @@ class Run:
 
     def _save(self, cell: Cell, draw: Draw, **origin: Any) -> None:
         """Draw all pictures of a cell; it is finished when `cell.json` is there, which also tells of the origin."""
+        try:
+            self._draw(cell, draw, origin)
+        except ProfusionError as error:
+            self._fail([cell], error)
+
+    def _draw(self, cell: Cell, draw: Draw, origin: Mapping[str, Any]) -> None:
         started = time.perf_counter()
-        cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / CELL_FILE).unlink(missing_ok=True)
         for left in cell.folder.glob("*.png"):
             left.unlink()
@@ -368,7 +443,7 @@ class Run:
         unused = ("preset", "sample", "pretrain")
         config = _config_of(self.study.config(cell.method), subject)
         settings = {key: value for key, value in config.as_dict().items() if key not in unused}
-        known = [_photo_mark(subject, cell.method), self._weights(cell.method, config)]
+        known = [self._photo_mark(subject, cell.method), self._weights(cell.method, config)]
         if cell.method.pretrain:
             settings["promptnet"] |= {"weights": str(self._promptnet(cell.method)), "sha256": None, "note": ""}
         source, flags = photo, ["--no-augment"]
@@ -382,11 +457,11 @@ class Run:
     def _promptnet(self, method: Method) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects; it goes on where it was cut off."""
         config = self.study.config(method)
-        settings = {key: value for key, value in changed(config).items() if key in PRETRAINING}
-        folder = self.folder / "promptnets"
-        target = folder / f"{digest([settings, self.study.pretrain_on])}.pfz"
+        folder, target = self.folder / "promptnets", self._promptnet_file(method)
         if target.exists():
             return target
+        if target in self._untrained:
+            raise self._untrained[target]
         listing = self.study.pretrain_on
         if isinstance(listing, int):
             listing = draw_portraits(folder / f"portraits-{listing}", listing, SIDE)
@@ -394,8 +469,16 @@ class Run:
         flags = ["--work", str(work), "--cache", str(folder / "cache"), "--dtype", config.dtype]
         flags += ["--device", config.device]
         flags += ["--resume"] if any(work.glob("checkpoint-*")) else ["--force"]
-        self._run("pretrain", str(listing), target, settings, *flags)
+        settings = {key: value for key, value in config.as_dict().items() if key in PRETRAINING}
+        try:
+            self._run("pretrain", str(listing), target, settings, *flags)
+        except CommandError as error:
+            self._untrained[target] = error
+            raise
         return target
+
+    def _promptnet_file(self, method: Method) -> Path:
+        return self.folder / "promptnets" / f"{digest(self._pretraining(method))}.pfz"
 
     def _command(
         self, command: str, subject: Subject, known: Any, source: Path, settings: Mapping[str, Any], *flags: str
@@ -411,7 +494,6 @@ class Run:
     def _run(self, command: str, source: str, target: Path, settings: Mapping[str, Any], *flags: str) -> None:
         from profusion_cli.app import app
 
-        target.parent.mkdir(parents=True, exist_ok=True)
         given = [f"--set={key}={json.dumps(value)}" for key, value in flat(settings).items()]
         arguments = [command, source, "-o", str(target), "--preset", self.study.preset, "-q", *given]
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # standard output is the results'
@@ -425,12 +507,15 @@ class Run:
         """Have every metric judge what it has not judged yet; one that cannot is told of, and the others go on."""
         finished = [cell for cell in cells if cell.made is not None]
         while self.metrics:
-            metric, mark = self.metrics.pop(0)  # so that its model is let go before the next is loaded
-            todo = [cell for cell in finished if self._scores(cell, metric.name, mark) is None]
+            metric, options = self.metrics.pop(0)  # so that its model is let go before the next is loaded
+            todo = [cell for cell in finished if self._scores(cell, metric.name) is None]
             try:
                 with self.output.progress(f"Judging: {metric.name}", len(todo)) as step:
                     for number, cell in enumerate(todo):
-                        self._judge(cell, metric, mark)
+                        found = self._judge(cell, metric)
+                        if number == 0:  # a library may have fetched the weights only now
+                            self.marks[metric.name] = _metric_mark(metric, options)
+                        write_json(self._score_file(cell, metric.name), {**found, "mark": self.marks[metric.name]})
                         step(number + 1)
             except UnavailableError as error:
                 self.missing[metric.name] = f"{error.message} {error.hint}"
@@ -439,13 +524,12 @@ class Run:
     def _score_file(self, cell: Cell, metric: str) -> Path:
         return cell.folder / f"scores-{slug(metric)}.json"
 
-    def _scores(self, cell: Cell, metric: str, mark: str) -> list[dict[str, float | None]] | None:
-        record = read_json(self._score_file(cell, metric))
-        return (
-            record["scores"] if record is not None and [record["cell"], record["mark"]] == [cell.mark, mark] else None
-        )
+    def _scores(self, cell: Cell, metric: str) -> list[dict[str, float | None]] | None:
+        record, marks = read_json(self._score_file(cell, metric)), [cell.mark, self.marks[metric]]
+        return record["scores"] if record is not None and [record["cell"], record["mark"]] == marks else None
 
-    def _judge(self, cell: Cell, metric: Metric, mark: str) -> None:
+    def _judge(self, cell: Cell, metric: Metric) -> dict[str, Any]:
+        """A cell's scores, and what it took."""
         started = time.perf_counter()
         photos = {"": photo_of(cell.subject, cell.config)}
         if cell.method.kind == TWO:
@@ -455,14 +539,13 @@ class Run:
             for found, new in zip(scores, metric.score(self._judged(cell, photo)), strict=True):
                 found |= {prefix + column: value for column, value in new.items()}
         seconds = round(time.perf_counter() - started, 2)
-        record = {"cell": cell.mark, "mark": mark, "seconds": seconds, "scores": scores}
-        write_json(self._score_file(cell, metric.name), record)
+        return {"cell": cell.mark, "seconds": seconds, "scores": scores}
 
     def _judged(self, cell: Cell, photo: Image.Image) -> list[Judged]:
-        judged = []
+        judged, words = [], present_words(self._subjects_of(cell)[1], _weights_of(cell.method))
         for picture in cell.made["pictures"]:
             with Image.open(cell.folder / picture["file"]) as image:
-                text = parse_prompt(picture["prompt"]).twin([cell.config.class_word])
+                text = parse_prompt(picture["prompt"], subjects=len(words)).twin(words)
                 judged.append(Judged(image.convert("RGB"), photo, text, self.study.asks(picture["prompt"])))
         return judged
 
@@ -481,7 +564,7 @@ class Run:
         for cell in cells:
             if cell.made is None:
                 continue
-            scores = [self._scores(cell, name, mark) for name, mark in self.marks.items()]
+            scores = [self._scores(cell, name) for name in self.marks]
             for number, picture in enumerate(cell.made["pictures"]):
                 values: dict[str, float | None] = {}
                 for judged in scores:
@@ -540,29 +623,25 @@ def _config_of(config: Config, subject: Subject) -> Config:
     return replace(config, class_word=subject.class_word or config.class_word)
 
 
-def _check(study: Study, columns: Sequence[str]) -> None:
-    """There is something to pre-train on where it is wanted, and tables and plots name columns that metrics have.
-
-    Raises:
-        ConfigError: it is not so.
-        InputError: what to pre-train on is not there.
-    """
-    for method in study.methods:
-        if method.pretrain and study.pretrain_on is None:
-            raise ConfigError(
-                f"methods.{method.name}: there is nothing to pre-train on.",
-                "Give pictures with --pretrain-on, or set pretrain_on.",
-            )
-        if method.pretrain and isinstance(study.pretrain_on, str) and not os.path.exists(study.pretrain_on):
-            raise InputError(f"There is no '{study.pretrain_on}' to pre-train on.", "Check the name.")
-    for key, output in study.outputs.items():
-        for wanted in filter(None, (*output.columns, output.x, output.y)):
-            if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
-                raise ConfigError(f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, columns))
+def _metric_mark(metric: Metric, options: Mapping[str, Any]) -> str:
+    """A digest of all that scores depend on beside the pictures."""
+    own = {key: value for key, value in options.items() if key != "models"}
+    return digest([metric.name, own, {str(place): tree_sha256(place) for place in metric.weights}])
 
 
-def _photo_mark(subject: Subject, method: Method) -> Any:
-    return file_sha256(subject.file) if subject.file else [subject.seed, dict(method.photo)]
+def _made_on(model: BaseModel) -> dict[str, str]:
+    return {"device": str(model.placement.device), "dtype": str(model.placement.dtype)}
+
+
+def _weights_of(method: Method) -> tuple[float, ...]:
+    """The subjects' weights, which sum to 1."""
+    return (1.0 - method.share, method.share) if method.kind == TWO else (1.0,)
+
+
+def _view(cell: Cell) -> str:
+    """What is fixed when a subject is loaded for sampling."""
+    sample = cell.config.sample
+    return digest([sample.width, sample.height, sample.reference])
 
 
 def _bundle_key(cell: Cell) -> str:
@@ -571,12 +650,6 @@ def _bundle_key(cell: Cell) -> str:
         return ""
     settings = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
     return digest([cell.method.augment, dict(cell.method.photo), settings])
-
-
-def _weights_mark(config: Config) -> str | None:
-    """SHA-256 of PromptNet's file, where it is one."""
-    path = local_path(config.promptnet.weights or "")
-    return file_sha256(Path(path)) if os.path.isfile(path) else None
 
 
 def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:
@@ -598,9 +671,11 @@ def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:
     chosen = [method for method in study.methods if method.name in (study.pairs.ours, *study.pairs.others)]
     entries, unfinished = [], 0
     for cell in run.cells(chosen):
-        unfinished += cell.record is None
+        unfinished += cell.made is None
         photo = photo_file(cell.subject, {}, folder / "photos")
-        for picture in cell.record["pictures"] if cell.record is not None else ():
+        for picture in cell.made["pictures"] if cell.made is not None else ():
+            if is_reconstruction(picture["index"]):
+                continue
             file = cell.folder / picture["file"]
             prompt = parse_prompt(picture["prompt"]).twin([f"this {class_noun(cell.config.class_word)}"])
             entries.append(Entry(cell.method.name, cell.subject.name, prompt, picture["index"], file, photo))

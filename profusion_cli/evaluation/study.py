@@ -148,7 +148,8 @@ class Study:
         methods: in order, sweeps unrolled.
         outputs: in order, by name.
         pairs: what people compare; None: nothing.
-        source: the mapping in its file, names of files made absolute: a study that can lie anywhere.
+        source: the mapping in its file, with the preset, the photos and what is pre-trained on by their full paths,
+            so that it can lie anywhere.
     """
 
     name: str
@@ -204,8 +205,9 @@ class Study:
             raise ConfigError(
                 f"The study '{self.name}' has no table or figure '{output}'.", near(output, list(self.outputs))
             )
-        wanted = self.outputs[output].methods
-        return tuple(m for m in self.methods if not wanted or m.name in wanted or m.family in wanted)
+        figure = self.outputs[output]
+        wanted = {*figure.methods, figure.against}
+        return tuple(m for m in self.methods if not figure.methods or m.name in wanted or m.family in wanted)
 
 
 PER_SUBJECT, PER_PROMPT = 10_000, 100
@@ -338,7 +340,7 @@ def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
         pretrain_on,
         counts,
         {key: value or {} for key, value in given.metrics.items()},
-        tuple(method for key, values in given.methods.items() for method in _methods(str(key), values)),
+        tuple(method for key, values in given.methods.items() for method in _methods(str(key), values, given.settings)),
         {str(key): build(Figure, value, f"outputs.{key}") for key, value in given.outputs.items()},
         given.pairs,
         {**source, **own},
@@ -377,19 +379,19 @@ OWN = (
 """Keys of a method that are no keys of the configuration."""
 
 
-def _methods(name: str, values: Any) -> Iterator[Method]:
-    """A method, or one for each value of its sweep."""
+def _methods(name: str, values: Any, shared: Mapping[str, Any]) -> Iterator[Method]:
+    """A method, or one for each value of its sweep, in a study whose methods share some settings."""
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"methods.{name} must be a mapping, not {values!r}.", "Indent its settings below it.")
     values = dict(values or {})
     own = {key: values.pop(key) for key in OWN if key in values}
     counts = _counts({key: own.get(key) for key in COUNTED}, f"methods.{name}.")
     kind, photo = own.get("kind", SUBJECT), own.get("photo", {})
-    augment = own.get("augment", (method_of(nested(values)) or PROFUSION) == PROFUSION)
     if kind not in KINDS:
         raise ConfigError(f"methods.{name}.kind={kind!r} is none of {', '.join(KINDS)}.", near(str(kind), KINDS))
     pretrain = own.get("pretrain", {})
-    if not isinstance(augment, bool) or not isinstance(photo, Mapping) or not isinstance(pretrain, Mapping):
+    mappings = isinstance(photo, Mapping) and isinstance(pretrain, Mapping)
+    if not mappings or not isinstance(own.get("augment", True), bool):
         raise ConfigError(
             f"methods.{name}: augment is true or false, and photo and pretrain are mappings.", "Mend the study."
         )
@@ -408,7 +410,8 @@ def _methods(name: str, values: Any) -> Iterator[Method]:
         share = settings.pop("share", own.get("share", 0.5 if kind == TWO else 0.0))
         if not isinstance(share, int | float) or not 0 <= share <= 1 or (share and kind != TWO):
             raise ConfigError(f"methods.{name}: share={share!r} is for kind two, between 0 and 1.", "Mend the study.")
-        yield Method(title, name, kind, augment, photo, share, own_pretrain, settings, counts)
+        tuned = (method_of(merge(nested(shared), settings)) or PROFUSION) == PROFUSION
+        yield Method(title, name, kind, own.get("augment", tuned), photo, share, own_pretrain, settings, counts)
 
 
 def _check(study: Study) -> None:
@@ -475,3 +478,9 @@ def _check(study: Study) -> None:
                 raise ConfigError(f"outputs.{key}: there is no method '{wanted}'.", near(wanted, names))
         if output.kind == "curve" and not (output.x and output.y):
             raise ConfigError(f"outputs.{key}: a curve needs x and y.", "Name two columns.")
+        of_kind = {"against": "table", "x": "curve", "y": "curve", "subject": "sheet"}
+        for name, kind in of_kind.items():
+            if getattr(output, name) and output.kind != kind:
+                raise ConfigError(f"outputs.{key}: {name} is for a {kind}, not a {output.kind}.", "Leave it out.")
+        if output.columns and output.kind == "sheet":
+            raise ConfigError(f"outputs.{key}: a sheet has no columns of scores.", "Leave `columns` out.")

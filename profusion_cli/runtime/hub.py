@@ -218,6 +218,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def tree_sha256(place: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file in a folder, by its path below the folder; nothing where there is neither."""
+    if place.is_file():
+        return {place.name: file_sha256(place)}
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place).as_posix(): file_sha256(path) for path in files}
+
+
 def load_bin(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a pickled checkpoint, mapped from the disk; executes nothing (`weights_only=True`).
 

@@ -25,7 +25,7 @@ from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset, Listing, epoch_order, load_square, make_dataset, scan_pictures
 from profusion_cli.errors import ConfigError, DeviceError, InputError, Interrupted, OutputError
-from profusion_cli.files import output_hint
+from profusion_cli.files import locked, output_hint
 from profusion_cli.images import contact_sheet
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -59,11 +59,6 @@ from profusion_cli.runtime.training import (
     select_trainable,
 )
 from profusion_cli.runtime.weights import PROMPTNET_FILE, pack, promptnet_section
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 SHEET_PICTURES = 4
@@ -146,34 +141,13 @@ def claimed_work(work: Path, resume: bool, force: bool) -> Iterator[None]:
         raise OutputError(f"The folder '{work}' cannot be made: {error.strerror}.", "Choose another --work.") from error
     if not os.access(work, os.W_OK):
         raise OutputError(f"The folder '{work}' cannot be written.", "Choose another --work.")
-    with _locked(work):
+    with locked(work, f"Another training is running in '{work}'.", "Wait for its end, or choose another --work."):
         clear_parts(work)
         try:
             yield
         finally:
             with contextlib.suppress(OSError):  # there is something in it
                 work.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise OutputError(
-            f"Another training is running in '{folder}'.", "Wait for its end, or choose another --work."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def clear_work(work: Path) -> None:
