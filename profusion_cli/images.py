@@ -227,6 +227,7 @@ def contact_sheet(
     references: Sequence[tuple[str, Image.Image]],
     cell: int = 256,
     title: str = "",
+    heads: Sequence[str] = (),
 ) -> Image.Image:
     """Reference pictures first, then one row per prompt: its text on the left, its pictures beside it.
 
@@ -234,9 +235,10 @@ def contact_sheet(
         rows: (prompt, pictures), drawn in order.
         references: (caption, picture), as many to a row as the prompts have pictures, or 4.
         cell: side in pixels of the square that a picture is fitted into, aspect kept.
+        heads: what stands above the columns of the rows.
 
     Returns:
-        An RGB image, its size fixed by the number of rows and columns and by `title`.
+        An RGB image, its size fixed by the number of rows and columns, by `title` and by `heads`.
     """
     gap, label_width = max(cell // 16, 4), max(cell * 7 // 8, 96)
     margin = 2 * gap
@@ -251,17 +253,24 @@ def contact_sheet(
     most = max((len(_wrap(caption, caption_font, cell, 2)) for caption, _ in references), default=0)
     caption_height = most * _line_height(caption_font) + gap // 2 if most else 0
     rule = gap if captioned and rows else 0
+    head_lines = [_wrap(head, caption_font, cell, 3) for head in heads]
+    head_height = max(map(len, head_lines), default=0) * _line_height(caption_font)
 
     width = 2 * margin + label_width + columns * (cell + gap)
     title_lines = _wrap(title, title_font, width - 2 * margin, 2)
     title_height = len(title_lines) * _line_height(title_font) + gap if title_lines else 0
     height = 2 * margin + title_height + len(grid) * (cell + gap) - gap + captioned * caption_height + rule
+    height += head_height
     sheet = Image.new("RGB", (width, max(height, 2 * margin + title_height)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_lines(draw, title_lines, margin, margin, title_font, _INK)
 
     y = margin + title_height
     for index, (label, pictures) in enumerate(grid):
+        if index == captioned:
+            for column, lines in enumerate(head_lines):
+                _draw_lines(draw, lines, margin + label_width + gap + column * (cell + gap), y, caption_font, _QUIET)
+            y += head_height
         lines = _wrap(label, label_font, label_width - gap, max(cell // _line_height(label_font), 1))
         ink = _QUIET if index < captioned else _INK
         _draw_lines(draw, lines, margin, y + (cell - len(lines) * _line_height(label_font)) // 2, label_font, ink)

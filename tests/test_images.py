@@ -393,11 +393,12 @@ def test_the_sheet_grows_with_its_rows_and_columns():
     assert sheet(1, 4, references=9)[1] > sheet(1, 4, references=4)[1]
 
 
-@pytest.mark.parametrize("what", ["prompt", "caption", "title"])
+@pytest.mark.parametrize("what", ["prompt", "caption", "title", "head"])
 def test_every_text_is_drawn(what):
     def sheet(**text: str) -> np.ndarray:
-        text = {"prompt": "S* on a beach", "caption": "me.png", "title": "seed 1"} | text
-        return pixels(images.contact_sheet([(text["prompt"], [GREEN])], [(text["caption"], RED)], 64, text["title"]))
+        text = {"prompt": "S* on a beach", "caption": "me.png", "title": "seed 1", "head": "one"} | text
+        rows, references = [(text["prompt"], [GREEN])], [(text["caption"], RED)]
+        return pixels(images.contact_sheet(rows, references, 64, text["title"], [text["head"]]))
 
     assert sheet().shape == sheet(**{what: "abc"}).shape
     assert (sheet() != sheet(**{what: "abc"})).any()

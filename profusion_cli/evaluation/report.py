@@ -89,11 +89,13 @@ def methods_of(study: Study, output: Figure) -> list[Method]:
 
 def table_of(study: Study, output: Figure, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and body of a table; methods without a picture stand in it too."""
-    columns = list(output.columns) or columns_of(rows)
+    methods = methods_of(study, output)
+    names = {method.name for method in methods}
+    columns = list(output.columns) or columns_of([row for row in rows if row["method"] in names])
     head, body = ["method", "subjects", "pictures"], []
     for column in columns:
         head += [column, f"less that of {output.against}"] if output.against else [column]
-    for method in methods_of(study, output):
+    for method in methods:
         summary = summarise(rows, method.name, columns)
         line = [method.name, str(summary["subjects"]), str(summary["pictures"])]
         for column in columns:
@@ -195,7 +197,7 @@ def sheet_of(
     both = any(method.kind == TWO for method in methods)
     told = [names[number], *([names[(number + 1) % len(names)]] if both else [])]
     references = [(name, photos[name].resize((CELL, CELL))) for name in told]
-    return (contact_sheet(lines, references, CELL), prompts) if lines else None
+    return (contact_sheet(lines, references, CELL, heads=prompts), prompts) if lines else None
 
 
 def _cell(file: Path | None) -> Image.Image:
