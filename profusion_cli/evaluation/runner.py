@@ -105,7 +105,6 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path, force=True) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1).encode())
 
