@@ -420,9 +420,13 @@ class Browser:
     def press(self, *keys: str) -> None:
         """Keys, one after the other, each once the pictures of the pair are there."""
         for key in keys:
-            self.wait("return IMAGES.every(id => $('pair').hidden || shown(id))")
+            self.wait_for_pictures()
             actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
             self.ask("/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def wait_for_pictures(self) -> None:
+        """Until then, the page takes no choice."""
+        self.wait("return IMAGES.every(id => $('pair').hidden || shown(id))")
 
     def wait(self, script: str) -> None:
         for _ in range(200):
@@ -503,6 +507,7 @@ def test_answers_by_keyboard_survive_a_reload_and_come_back_as_a_file(entries, t
     assert browser.text("count") == "Pair 2 of 6, 4 of 6 answered"
     browser.press(LEFT)  # another answer, and on to the first pair without one
     assert browser.text("count") == "Pair 5 of 6, 4 of 6 answered"
+    browser.wait_for_pictures()
     browser.run("$('right').click()")
     browser.press(RIGHT)
     assert browser.shown() == "end"
