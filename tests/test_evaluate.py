@@ -215,9 +215,12 @@ def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(
         return real(self, config, *rest)
 
     monkeypatch.setattr(runner.Studio, "draw", draw)
+    tried, command = [], Run._run
+    monkeypatch.setattr(Run, "_run", lambda self, *given: (tried.append(given[1]), command(self, *given)))
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
     assert result.exit_code == 8, result.stderr
     assert "4 of 8 cells failed" in result.stderr and "no.pfz" in result.stderr
+    assert len(tried) == 2 + 1, "free for both, and wrong once"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {row["method"] for row in results["pictures"]} == {"free, gamma 0.2", "free, gamma 0.9"}
     assert len(results["failed"]) == 4 and list(results["missing"]) == ["CLIP RN50"]

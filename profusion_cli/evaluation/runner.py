@@ -165,6 +165,7 @@ class Run:
         self.missing: dict[str, str] = {}
         self._base_marks: dict[Any, dict[str, str]] = {}
         self._file_marks: dict[Path, dict[str, str]] = {}
+        self._unavailable: dict[str, ProfusionError] = {}
         self._untrained: dict[Path, CommandError] = {}
         self._open: tuple[Any, BaseModel] | None = None
         self._needed_twice = False
@@ -320,7 +321,8 @@ class Run:
     def make(self, cells: Sequence[Cell]) -> None:
         """Make the pictures of all cells that have none yet.
 
-        A cell that fails is told of and left out, and made when the study is run again.
+        A cell that fails is told of and left out, and made when the study is run again. Where a model or a library
+        cannot be had, the method is not tried again for every subject.
 
         Raises:
             OutputError: nothing more can be written.
@@ -332,10 +334,15 @@ class Run:
         with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
             for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, _bundle_key(cell))):
                 members = list(group)
+                lost = [cell for cell in members if cell.method.name in self._unavailable]
+                for cell in lost:
+                    self._fail([cell], self._unavailable[cell.method.name])
+                possible = [cell for cell in members if cell not in lost]
                 try:
-                    self._make_group(members, stack)
+                    if possible:
+                        self._make_group(possible, stack)
                 except ProfusionError as error:
-                    self._fail(members, error)
+                    self._fail(possible, error)
                 done += len(members)
                 spent = time.perf_counter() - started
                 step(done, members[-1].method.name)
@@ -353,6 +360,8 @@ class Run:
         if error.exit_code == OutputError.exit_code:
             raise error
         for cell in cells:
+            if error.exit_code == UnavailableError.exit_code:
+                self._unavailable[cell.method.name] = error
             self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}".rstrip())
             told = {"method": cell.method.name, "subject": cell.subject.name, "error": error.message}
             self.failed.append({**told, "exit_code": error.exit_code})
