@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(
     tried, command = [], Run._run
     monkeypatch.setattr(Run, "_run", lambda self, *given: (tried.append(given[1]), command(self, *given)))
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
-    assert result.exit_code == 8, result.stderr
+    assert result.exit_code == 5, "of the first that failed"
     assert "4 of 8 cells failed" in result.stderr and "no.pfz" in result.stderr
     assert len(tried) == 2 + 1, "free for both, and wrong once"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -253,6 +254,7 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
     settings |= {"pretrain.ema_decay": 0.0}
     source = study_of(tmp_path, settings=settings, preset="mine.yaml", outputs={}, pairs=None)
     source["methods"] = {
+        "the preset's": {},
         "pulled": {"sweep": {"pretrain.embedding_l2": [0.0, 1.0]}},
         "e4t": {"pretrain": {"embedding_l2": 1.0}},
     }
@@ -272,9 +274,12 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
     trained_with = [bundle.manifest["config"]["pretrain"] for bundle in bundles]
     assert trained.count("pretrain") == 2 and {own.get("embedding_l2", 0.0) for own in trained_with} == {0.0, 1.0}
     assert all(own.get("ema_decay", 0.0) == 0.0 for own in trained_with), "not the preset's"
-    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 6
+    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    assert len(cells) == 8
+    for one, other in combinations(("the preset's", "pulled, embedding_l2 0.0", "pulled, embedding_l2 1.0"), 2):
+        assert cells[f"{one} / ann"]["bundles"] != cells[f"{other} / ann"]["bundles"]
     run_ = Run(tmp_path / "run", read_study(str(study), pretrain_on=str(tmp_path / "other")))
-    assert all(cell.made is None for cell in run_.cells(run_.study.methods))
+    assert [cell.method.name for cell in run_.cells(run_.study.methods) if cell.made] == ["the preset's"] * 2
     shutil.rmtree(tmp_path / "many")
     ok("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
 
@@ -349,8 +354,10 @@ def test_a_full_disk_stops_a_run_and_says_so(tmp_path: Path, monkeypatch: pytest
 
 
 def test_two_commands_do_not_work_in_one_folder(finished: Path) -> None:
+    source = study_of(finished.parent, description="another")
+    changed = write(finished.parent, source, "another.yaml")
     with locked(finished, "mine", ""):
-        result = run("evaluate", finished.parent / "study.yaml", "-o", finished)
+        result = run("evaluate", changed, "-o", finished, "--continue")
     assert result.exit_code == 9 and "at work" in result.stderr
     ok("evaluate", finished.parent / "study.yaml", "-o", finished)
 
@@ -365,9 +372,14 @@ def test_two_subjects_are_drawn_together_where_there_are_two(tmp_path: Path) -> 
     assert {row["method"] for row in rows} == {"free"}
 
 
-def test_baselines_are_not_augmented_wherever_their_name_stands() -> None:
+def test_baselines_are_not_augmented_wherever_their_name_stands(tmp_path: Path) -> None:
     source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "b": {"finetune.method": "profusion"}}}
     source["methods"]["c"] = {"sweep": {"finetune.method": ["e4t", "profusion"]}}
+    preset = yaml.safe_load((preset_folder() / "tiny-random.yaml").read_text())
+    preset["finetune"] = {**preset.get("finetune", {}), "method": "dreambooth"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    by_preset = build_study({**source, "preset": str(tmp_path / "mine.yaml")}, "s", tmp_path)
+    assert [method.augment for method in by_preset.methods] == [False, True, False, True]
     source["settings"] = {"finetune.method": "dreambooth"}
     augmented = [method.augment for method in build_study(source, "s", Path()).methods]
     assert augmented == [False, True, False, True]

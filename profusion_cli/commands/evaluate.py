@@ -170,16 +170,14 @@ def _run(
     from profusion_cli.evaluation.report import report
     from profusion_cli.evaluation.runner import Run
     from profusion_cli.evaluation.subjects import photo_of
-    from profusion_cli.files import locked
     from profusion_cli.runtime.device import resolve_placement
 
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
     run = Run(target, plan, limit, output, placement.device, keep_bundles)
     references = {subject.name: photo_of(subject, config) for subject in run.everyone}
-    run.open(go_on)
-    cells = run.cells(methods)
-    with locked(target, f"Another `profusion evaluate` is at work in '{target}'.", "Wait for its end."):
+    with run.open(go_on):
+        cells = run.cells(methods)
         try:
             run.make(cells)
             run.judge(cells)

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -44,7 +44,7 @@ from profusion_cli.evaluation.study import (
 )
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
-from profusion_cli.files import atomic_output
+from profusion_cli.files import atomic_output, locked
 from profusion_cli.methods import class_noun
 from profusion_cli.presets import local_path
 from profusion_cli.prompts import parse_prompt
@@ -196,35 +196,42 @@ class Run:
                 if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
                     raise ConfigError(f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, columns))
 
-    def open(self, go_on: bool) -> None:
-        """Make the folder, or go on in it.
+    @contextmanager
+    def open(self, go_on: bool) -> Iterator[None]:
+        """Make the folder, or go on in it; no other process works there until the block ends.
 
         Args:
             go_on: even where the study, or anything else that pictures depend on, has changed since; what has changed
                 is made again.
 
         Raises:
-            OutputError: the folder holds a run of another study, or cannot be written.
+            OutputError: the folder holds a run of another study, or cannot be written, or another process is at work.
         """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"'{self.folder}' cannot be a run's folder: {error.strerror}.", "Name another with -o."
+            ) from error
+        with locked(self.folder, f"Another `profusion evaluate` is at work in '{self.folder}'.", "Wait for its end."):
+            self._claim(go_on)
+            yield
+
+    def _claim(self, go_on: bool) -> None:
+        """Write the study's file, unless the folder is another's."""
         path = self.folder / STUDY_FILE
         text = yaml.safe_dump(dict(self.study.source), sort_keys=False, allow_unicode=True)
         hint = (
             "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
             "others are kept."
         )
-        try:
-            before = path.read_text(encoding="utf-8") if path.exists() else None
-            if before is not None and before != text and not go_on:
-                raise OutputError(
-                    f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.", hint
-                )
-            if before is None and self.folder.exists() and any(self.folder.iterdir()):
-                raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        if before is not None and before != text and not go_on:
             raise OutputError(
-                f"'{self.folder}' cannot be a run's folder: {error.strerror}.", "Name another with -o."
-            ) from error
+                f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.", hint
+            )
+        if before is None and any(self.folder.iterdir()):
+            raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
         stale = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is None and cell.record]
         if stale and not go_on:
             raise OutputError(
@@ -328,11 +335,13 @@ class Run:
             OutputError: nothing more can be written.
         """
         wanted = [cell for cell in cells if cell.made is None]
-        wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, _bundle_key(cell)))
+        keys = {cell.folder: _bundle_key(cell) for cell in wanted}
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
+        wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, order[keys[cell.folder]]))
         self._needed_twice = any(cell.method.kind == TWO for cell in wanted)
         started, done = time.perf_counter(), 0
         with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
-            for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, _bundle_key(cell))):
+            for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder])):
                 members = list(group)
                 lost = [cell for cell in members if cell.method.name in self._unavailable]
                 for cell in lost:
@@ -634,7 +643,7 @@ def _config_of(config: Config, subject: Subject) -> Config:
 def _metric_mark(metric: Metric, options: Mapping[str, Any]) -> str:
     """A digest of all that scores depend on beside the pictures."""
     own = {key: value for key, value in options.items() if key != "models"}
-    return digest([metric.name, own, {str(place): tree_sha256(place) for place in metric.weights}])
+    return digest([metric.name, own, [tree_sha256(place) for place in metric.weights]])
 
 
 def _made_on(model: BaseModel) -> dict[str, str]:
@@ -657,7 +666,7 @@ def _bundle_key(cell: Cell) -> str:
     if cell.method.kind not in (SUBJECT, TWO):
         return ""
     settings = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
-    return digest([cell.method.augment, dict(cell.method.photo), settings])
+    return digest([cell.method.augment, dict(cell.method.photo), dict(cell.method.pretrain), settings])
 
 
 def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:

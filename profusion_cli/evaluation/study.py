@@ -327,6 +327,7 @@ def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
             f"pretrain_on={pretrain_on!r} is neither a path nor a number of portraits.", "Mend the study."
         )
     photos = tuple(replace(photo, file=absolute(photo.file)) for photo in given.subjects.photos)
+    shared = merge({"finetune": {"method": method_of(read_preset(preset))}}, nested(given.settings))
     own: dict[str, Any] = {"preset": preset}
     own |= {"pretrain_on": pretrain_on} if pretrain_on is not None else {}
     own |= {"subjects": {"photos": [vars(photo) for photo in photos]}} if photos else {}
@@ -340,7 +341,7 @@ def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
         pretrain_on,
         counts,
         {key: value or {} for key, value in given.metrics.items()},
-        tuple(method for key, values in given.methods.items() for method in _methods(str(key), values, given.settings)),
+        tuple(method for key, values in given.methods.items() for method in _methods(str(key), values, shared)),
         {str(key): build(Figure, value, f"outputs.{key}") for key, value in given.outputs.items()},
         given.pairs,
         {**source, **own},
@@ -380,7 +381,7 @@ OWN = (
 
 
 def _methods(name: str, values: Any, shared: Mapping[str, Any]) -> Iterator[Method]:
-    """A method, or one for each value of its sweep, in a study whose methods share some settings."""
+    """A method, or one for each value of its sweep; the settings below it are those of its preset and its study."""
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"methods.{name} must be a mapping, not {values!r}.", "Indent its settings below it.")
     values = dict(values or {})
@@ -410,7 +411,7 @@ def _methods(name: str, values: Any, shared: Mapping[str, Any]) -> Iterator[Meth
         share = settings.pop("share", own.get("share", 0.5 if kind == TWO else 0.0))
         if not isinstance(share, int | float) or not 0 <= share <= 1 or (share and kind != TWO):
             raise ConfigError(f"methods.{name}: share={share!r} is for kind two, between 0 and 1.", "Mend the study.")
-        tuned = (method_of(merge(nested(shared), settings)) or PROFUSION) == PROFUSION
+        tuned = method_of(merge(shared, settings)) in (None, PROFUSION)
         yield Method(title, name, kind, own.get("augment", tuned), photo, share, own_pretrain, settings, counts)
 
 
