@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import mmap
 import os
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from profusion_cli.errors import InputError, OutputError, UsageError
 
@@ -152,6 +153,16 @@ def output_hint(hint: str) -> Iterator[None]:
         yield
     except OutputError as error:
         raise OutputError(error.message, hint) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, or not at all.
+
+    Raises:
+        OutputError: the system refuses to write it.
+    """
+    with atomic_output(path, force=True) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
 @contextmanager

@@ -529,6 +529,9 @@ def test_a_place_that_cannot_hold_a_run_is_refused(place: str, tmp_path: Path) -
     result = run("evaluate", write(tmp_path, study_of(tmp_path)), "-o", tmp_path / place)
     assert result.exit_code == 9, result.stderr
     assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "run" / "study.yaml").mkdir(parents=True)
+    result = run("evaluate", tmp_path / "study.yaml", "-o", tmp_path / "run")
+    assert result.exit_code == 9 and "cannot be a run's folder" in result.stderr
 
 
 def test_a_photo_that_is_damaged_stops_a_run_before_it_begins(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from profusion_cli.errors import UnavailableError
 from profusion_cli.evaluation.metrics import FOUND, FOUND_IN_PHOTO
 from profusion_cli.evaluation.statistics import Interval, bootstrap
 from profusion_cli.evaluation.study import TWO, Figure, Method, Study
-from profusion_cli.files import atomic_output
+from profusion_cli.files import atomic_output, write_json
 from profusion_cli.images import contact_sheet
 
 if TYPE_CHECKING:
@@ -251,8 +250,7 @@ def report(run: Run, photos: Mapping[str, Image.Image]) -> tuple[int, list[str]]
         "missing": run.missing,
         "failed": run.failed,
     }
-    with atomic_output(run.folder / RESULTS, force=True) as file:
-        file.write(json.dumps({**record, "pictures": rows}, ensure_ascii=False, indent=1).encode())
+    write_json(run.folder / RESULTS, {**record, "pictures": rows})
     problems = write_report(run.folder, run.study, rows, record, photos)
     return len(rows), [*problems, *faceless(rows)]
 

@@ -44,7 +44,7 @@ from profusion_cli.evaluation.study import (
 )
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
-from profusion_cli.files import atomic_output, locked
+from profusion_cli.files import atomic_output, locked, write_json
 from profusion_cli.methods import class_noun
 from profusion_cli.presets import local_path
 from profusion_cli.prompts import parse_prompt
@@ -103,12 +103,6 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, or not at all."""
-    with atomic_output(path, force=True) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode())
-
-
 def slug(name: str) -> str:
     """A name as part of a file name; names that look alike get different ones."""
     words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60]
@@ -160,11 +154,11 @@ class Run:
             for key, options in study.metrics.items()
             for metric in make_metrics(key, options, device or torch.device("cpu"))
         ]
-        self.marks = {metric.name: _metric_mark(metric, options) for metric, options in self.metrics}
         self.failed: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
         self._base_marks: dict[Any, dict[str, str]] = {}
         self._file_marks: dict[Path, dict[str, str]] = {}
+        self.marks = {metric.name: self._metric_mark(metric, options) for metric, options in self.metrics}
         self._unavailable: dict[str, ProfusionError] = {}
         self._untrained: dict[Path, CommandError] = {}
         self._open: tuple[Any, BaseModel] | None = None
@@ -172,9 +166,9 @@ class Run:
         lonely = [method.name for method in study.methods if method.kind == TWO and len(self.everyone) < 2]
         if lonely:
             self.output.warn(f"There is one subject only, so that these methods are left out: {'; '.join(lonely)}.")
-        self._check([column for metric, _ in self.metrics for column in metric.columns])
+        self._check()
 
-    def _check(self, columns: Sequence[str]) -> None:
+    def _check(self) -> None:
         """There is something to pre-train on where it is wanted, and tables and plots name columns that metrics have.
 
         Raises:
@@ -191,6 +185,7 @@ class Run:
             missing = method.pretrain and isinstance(place, str) and not os.path.exists(place)
             if missing and not self._promptnet_file(method).exists():
                 raise InputError(f"There is no '{place}' to pre-train on.", "Check the name.")
+        columns = [column for metric, _ in self.metrics for column in metric.columns]
         for key, output in self.study.outputs.items():
             for wanted in filter(None, (*output.columns, output.x, output.y)):
                 if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
@@ -207,31 +202,34 @@ class Run:
         Raises:
             OutputError: the folder holds a run of another study, or cannot be written, or another process is at work.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"'{self.folder}' cannot be a run's folder: {error.strerror}.", "Name another with -o."
-            ) from error
-        with locked(self.folder, f"Another `profusion evaluate` is at work in '{self.folder}'.", "Wait for its end."):
-            self._claim(go_on)
+        path, busy = self.folder / STUDY_FILE, f"Another `profusion evaluate` is at work in '{self.folder}'."
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder, busy, "Wait for its end."))
+                before = path.read_text(encoding="utf-8") if path.exists() else None
+                if before is None and any(self.folder.iterdir()):
+                    raise OutputError(
+                        f"'{self.folder}' holds something else than a run.", "Name another folder with -o."
+                    )
+            except OSError as error:
+                raise OutputError(
+                    f"'{self.folder}' cannot be a run's folder: {error.strerror}.", "Name another with -o."
+                ) from error
+            self._claim(before, go_on)
             yield
 
-    def _claim(self, go_on: bool) -> None:
-        """Write the study's file, unless the folder is another's."""
-        path = self.folder / STUDY_FILE
+    def _claim(self, before: str | None, go_on: bool) -> None:
+        """Write the study's file, unless the run that was there before is another's."""
         text = yaml.safe_dump(dict(self.study.source), sort_keys=False, allow_unicode=True)
         hint = (
             "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
             "others are kept."
         )
-        before = path.read_text(encoding="utf-8") if path.exists() else None
         if before is not None and before != text and not go_on:
             raise OutputError(
                 f"'{self.folder}' holds a run of a study that is not the same as '{self.study.name}' is now.", hint
             )
-        if before is None and any(self.folder.iterdir()):
-            raise OutputError(f"'{self.folder}' holds something else than a run.", "Name another folder with -o.")
         stale = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is None and cell.record]
         if stale and not go_on:
             raise OutputError(
@@ -240,7 +238,7 @@ class Run:
                 hint,
             )
         if before != text:
-            with atomic_output(path, force=True) as file:
+            with atomic_output(self.folder / STUDY_FILE, force=True) as file:
                 file.write(text.encode())
 
     def cells(self, methods: Sequence[Method], everyone: bool = False) -> list[Cell]:
@@ -307,10 +305,15 @@ class Run:
         return [*self._files_mark(subject.file).values()] if subject.file else [subject.seed, dict(method.photo)]
 
     def _files_mark(self, place: Path) -> dict[str, str]:
-        """SHA-256 of a file, or of those in a folder, each read once."""
-        if place not in self._file_marks:
+        """SHA-256 of a file, or of those in a folder, each read once; what is not there may come."""
+        if not self._file_marks.get(place):
             self._file_marks[place] = tree_sha256(place)
         return self._file_marks[place]
+
+    def _metric_mark(self, metric: Metric, options: Mapping[str, Any]) -> str:
+        """A digest of all that scores depend on beside the pictures."""
+        own = {key: value for key, value in options.items() if key != "models"}
+        return digest([metric.name, own, [self._files_mark(place) for place in metric.weights]])
 
     def _pretraining(self, method: Method) -> list[Any]:
         """What a method's own PromptNet depends on; pictures by their place alone."""
@@ -407,9 +410,12 @@ class Run:
 
     def _subjects_of(self, cell: Cell) -> tuple[list[Subject], list[str]]:
         """The subject of a cell, or both of two, and their class words."""
-        subjects = [cell.subject, *([self._next(cell.number)] if cell.method.kind == TWO else [])]
-        plain = self.study.config(cell.method)
-        return subjects, [_config_of(plain, subject).class_word for subject in subjects]
+        subjects, words = [cell.subject], [cell.config.class_word]
+        if cell.method.kind == TWO:
+            other = self._next(cell.number)
+            subjects.append(other)
+            words.append(_config_of(self.study.config(cell.method), other).class_word)
+        return subjects, words
 
     def _let_go(self, bundles: Iterable[Path]) -> None:
         """Delete those of the bundles that are not to be kept."""
@@ -531,7 +537,7 @@ class Run:
                     for number, cell in enumerate(todo):
                         found = self._judge(cell, metric)
                         if number == 0:  # a library may have fetched the weights only now
-                            self.marks[metric.name] = _metric_mark(metric, options)
+                            self.marks[metric.name] = self._metric_mark(metric, options)
                         write_json(self._score_file(cell, metric.name), {**found, "mark": self.marks[metric.name]})
                         step(number + 1)
             except UnavailableError as error:
@@ -638,12 +644,6 @@ def _draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]
 def _config_of(config: Config, subject: Subject) -> Config:
     """A method's configuration for one subject: what it is may be its own."""
     return replace(config, class_word=subject.class_word or config.class_word)
-
-
-def _metric_mark(metric: Metric, options: Mapping[str, Any]) -> str:
-    """A digest of all that scores depend on beside the pictures."""
-    own = {key: value for key, value in options.items() if key != "models"}
-    return digest([metric.name, own, [tree_sha256(place) for place in metric.weights]])
 
 
 def _made_on(model: BaseModel) -> dict[str, str]:
