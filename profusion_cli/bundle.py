@@ -262,6 +262,7 @@ def _find_non_finite(described: dict[str, dict[str, Any]], contents: dict[str, m
 # --- manifest ---------------------------------------------------------------------------------
 
 _YAML_TAG = "tag:yaml.org,2002:"
+_TOO_DEEP = f"has a manifest nested more than {_MAX_DEPTH} deep"
 _PLAIN_TAGS = {_YAML_TAG + tag for tag in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -310,7 +311,11 @@ def _parse_yaml(data: bytes | memoryview) -> Any:
     if len(data) > MAX_MANIFEST:
         raise _Bad(f"has a manifest of {len(data)} bytes, and {MAX_MANIFEST} are allowed")
     try:
-        text, depth = bytes(data).decode("utf-8"), 0
+        text = bytes(data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Bad("has a manifest that is not UTF-8") from error
+    depth = 0
+    try:
         for event in yaml.parse(text, Loader=_Loader):
             if getattr(event, "anchor", None) is not None:
                 raise _Bad("has a manifest with YAML anchors or aliases, which are not allowed")
@@ -318,13 +323,22 @@ def _parse_yaml(data: bytes | memoryview) -> Any:
                 raise _Bad(f"has a manifest with the YAML tag {_show(event.tag)}, which is not allowed")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                raise _Bad(f"has a manifest nested more than {_MAX_DEPTH} deep")
+                raise _Bad(_TOO_DEEP)
         return yaml.load(text, Loader=_Loader)
     except _Bad:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, RecursionError) or _open_brackets(text, error) > _MAX_DEPTH:
+            raise _Bad(_TOO_DEEP) from error
         reason = getattr(error, "problem", None) or "unreadable"
-        raise _Bad(f"has a manifest that is not valid YAML in UTF-8 ({_show(reason)[1:-1]})") from error
+        raise _Bad(f"has a manifest that is not valid YAML ({_show(reason)[1:-1]})") from error
+
+
+def _open_brackets(text: str, error: Exception) -> int:
+    """How many brackets are open where PyYAML gave up: libyaml looks ahead of the events, up to a limit of its own."""
+    mark = getattr(error, "problem_mark", None)
+    before = text[: mark.index] if mark else ""
+    return sum(before.count(opening) - before.count(closing) for opening, closing in ("[]", "{}"))
 
 
 _SECTIONS = {"kind": str, "tool": dict, "base": dict, "config": dict, "seed": int | None}

@@ -682,8 +682,10 @@ def bomb():
         ("a: 1" + "0" * 5000, "5001 digits"),
         ("kind: subject", "repeated"),
         ("a: {b: 1, b: 2}", "repeated"),
-        ("a: " + "[" * 100_000, "nested"),
-        ("a:\n" + "".join(f"{' ' * n}-\n" for n in range(1, 500)), "nested"),
+        ("a: " + "[" * 100_000, "nested more than 32 deep"),
+        ("a: " + "[" * 500, "nested more than 32 deep"),
+        ("a: " + "{b: " * 5000, "nested more than 32 deep"),
+        ("a:\n" + "".join(f"{' ' * n}-\n" for n in range(1, 500)), "nested more than 32 deep"),
         ("---\nb: 1", "YAML"),
         ("a: [", "YAML"),
         ("a: \x00", "YAML"),
@@ -715,7 +717,7 @@ def test_hostile_yaml_without_the_c_library(written, monkeypatch):
 
 
 def test_manifest_that_is_no_utf8(written):
-    refused(with_manifest(written, lambda m: b"\xff\xfe" + yaml.safe_dump(m).encode("utf-16-le")), "YAML")
+    refused(with_manifest(written, lambda m: b"\xff\xfe" + yaml.safe_dump(m).encode("utf-16-le")), "not UTF-8")
 
 
 # --- tampering with the safetensors -----------------------------------------------------------
