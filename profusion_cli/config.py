@@ -136,7 +136,7 @@ class AugmentConfig:
         "a photo of {class_word}, highly detailed, soft natural lighting, photo realism, professional portrait, "
         "ultra-detailed, 4k resolution, wallpaper, hd wallpaper"
     )
-    negative_prompt: str = (
+    negative_prompt: str = (  # spelt as in the authors' code; the paper has "magazine" and "border"
         "magzine, frame, tiled, repeated, multiple people, multiple faces, group of people, split frame, "
         "multiple panel, split image, watermark, boarder, diptych, triptych"
     )

@@ -326,6 +326,31 @@ def test_devices():
     assert (placement.dtype, placement.autocast) == (torch.float32, "no")
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)]
+)
+def test_the_gpu_that_is_named_is_asked_for_bfloat16(name, dtype, monkeypatch):
+    """Two GPUs, of which the second alone has it, and the first is current."""
+    asked = [0]
+
+    class Current:
+        def __init__(self, device):
+            self.index = device.index
+
+        def __enter__(self):
+            asked.append(asked[-1] if self.index is None else self.index)
+
+        def __exit__(self, *_):
+            asked.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked[-1] == 1)
+    assert resolve_placement(name, "auto", training=True).dtype == dtype
+    assert resolve_placement(name, "auto", training=False).dtype == torch.float16
+
+
 def test_out_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)

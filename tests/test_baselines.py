@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -11,13 +12,15 @@ import yaml
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import BaseConfig, FinetuneConfig
+from profusion_cli.config import BaseConfig, FinetuneConfig, InpaintModel, RandomConfig
+from profusion_cli.images import crop_square
 from profusion_cli.methods import METHODS, class_noun
 from profusion_cli.presets import resolve_config
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, draw_word_batch, finetune_word
-from profusion_cli.runtime.device import resolve_placement, step_generator
+from profusion_cli.runtime.device import Placement, resolve_placement, step_generator
+from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.loss import diffusion_loss, prior_preservation_loss
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.views import Views
@@ -176,3 +179,26 @@ def test_the_base_model_alone_draws_the_same_whatever_the_batch(base_folder):
     assert len(one) == 3
     for a, b in zip(one, three, strict=True):
         assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) <= 2
+
+
+def test_a_pipelines_vae_has_the_precision_of_the_placement(base_folder, photo):
+    """As on a GPU in bfloat16, whose VAE is to be another; pictures are drawn, and encoded for inpainting."""
+    placement = Placement(torch.device("cpu"), torch.bfloat16, torch.float32, "bf16")
+    config = resolve_config("tiny-random", None, {"sample.steps": 2}).sample
+    with TextToImage(BaseConfig(str(base_folder), resolution=128), placement) as model:
+        (picture,) = model.draw("a person", range(1), config, 5.0, 0)
+        parts = model.pipeline.components
+    assert picture.size == (128, 128)
+    assert {name: parts[name].dtype for name in ("unet", "text_encoder", "vae")} == {
+        "unet": torch.bfloat16,
+        "text_encoder": torch.bfloat16,
+        "vae": torch.float32,
+    }
+    with InpaintingModel(InpaintModel(id=None, random=RandomConfig()), placement, 128) as model:
+        square, hole = crop_square(Image.open(photo).convert("RGB"), 128), Image.new("L", (128, 128), 255)
+        made = model.pipeline(
+            "a person", image=square, mask_image=hole, height=128, width=128, num_inference_steps=2, output_type="np"
+        ).images
+        assert model.pipeline.vae.dtype == torch.float32
+    assert np.isfinite(made).all()
+    assert made.shape == (1, 128, 128, 3)

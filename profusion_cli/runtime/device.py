@@ -75,7 +75,7 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     elif device.type == "cpu":
         dtype = torch.float32
     elif training and device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        dtype = torch.bfloat16 if _gpu_computes_bfloat16(device) else torch.float16
     else:
         dtype = torch.bfloat16 if training else torch.float16
     if training and dtype == torch.float16 and device.type != "cuda":
@@ -86,6 +86,12 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type != "cpu" else dtype
     autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     return Placement(device, dtype, encoder_dtype, autocast)
+
+
+def _gpu_computes_bfloat16(device: torch.device) -> bool:
+    """Whether that GPU does, of which a machine may have different ones; without a number it is the current one."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def picture_generator(seed: int, index: int) -> torch.Generator:

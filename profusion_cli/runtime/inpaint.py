@@ -25,7 +25,7 @@ OTHER_WAYS = "--set augment.model.id=FOLDER, or use plain backgrounds with --no-
 
 
 class InpaintingModel(PipelineModel):
-    """An inpainting model in diffusers' folder layout, all of it on the device in one precision."""
+    """An inpainting model in diffusers' folder layout."""
 
     inpainting = True
     pipeline_class = StableDiffusionInpaintPipeline

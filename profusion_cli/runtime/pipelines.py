@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
@@ -15,8 +16,19 @@ from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator
 
 
+class PipelineVAE(AutoencoderKL):
+    """A VAE that computes in its own precision inside a pipeline that hands it tensors of the UNet's."""
+
+    def encode(self, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return super().encode(x.to(self.dtype), *arguments, **options)
+
+    def decode(self, z: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return super().decode(z.to(self.dtype), *arguments, **options)
+
+
 class PipelineModel(BaseModel):
-    """A model of which one of diffusers' pipelines makes pictures, all of it on the device in one precision."""
+    """A model of which one of diffusers' pipelines makes pictures, all of it on the device, the VAE in the precision
+    that the placement gives it."""
 
     pipeline_class: type[DiffusionPipeline]
 
@@ -31,7 +43,7 @@ class PipelineModel(BaseModel):
             self.files(name)
         parts = {
             "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
-            "vae": self._load("vae", AutoencoderKL, self.placement.dtype),
+            "vae": self._load("vae", PipelineVAE, self.placement.encoder_dtype),
             "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
         }
         with quiet_libraries():
