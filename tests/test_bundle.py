@@ -17,10 +17,10 @@ import pytest
 import yaml
 from safetensors.numpy import load, save
 
-import profusion_cli.bundle as module
 from profusion_cli import __version__
-from profusion_cli.bundle import looks_like_bundle, read_bundle, write_bundle
+from profusion_cli.bundle import looks_like_bundle, plain_yaml, read_bundle, tensors, write_bundle
 from profusion_cli.errors import BundleError, DivergedError, OutputError
+from profusion_cli.files import sha256_of
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
 PARENT = "ab" * 32
@@ -81,7 +81,7 @@ def with_tensors(data, blob, tensors=None, file="unet.safetensors"):
     entries = dict(entries_of(data))
     manifest = yaml.safe_load(entries["manifest.yaml"])
     entry = manifest["files"][file]
-    entry.update(sha256=module.sha256_of(blob), size=len(blob))
+    entry.update(sha256=sha256_of(blob), size=len(blob))
     if tensors is not None:
         entry["tensors"] = tensors
     entries |= {"manifest.yaml": yaml.safe_dump(manifest, sort_keys=False), file: blob}
@@ -109,7 +109,7 @@ def test_round_trip(tmp_path):
     sha256 = write_bundle(path, MANIFEST, TENSORS, PNG)
     data = path.read_bytes()
     bundle = read_bundle(data, "me.pfz")
-    assert bundle.sha256 == sha256 == module.sha256_of(data)
+    assert bundle.sha256 == sha256 == sha256_of(data)
     assert (bundle.name, bundle.size, bundle.kind, bundle.preview) == ("me.pfz", len(data), "subject", PNG)
     assert {key: bundle.manifest[key] for key in MANIFEST} == MANIFEST
     assert bundle.manifest["schema_version"] == 1
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, existing):
 def test_standard_output(capfdbinary, written):
     sha256 = write_bundle("-", MANIFEST, TENSORS, PNG)
     assert capfdbinary.readouterr().out == written
-    assert sha256 == module.sha256_of(written)
+    assert sha256 == sha256_of(written)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ BAD = [(dtype, kind, bits) for dtype, (kind, all_bits) in BAD_BITS.items() for b
 
 @pytest.mark.parametrize(("dtype", "kind", "bits"), BAD)
 def test_non_finite_numbers(tmp_path, written, monkeypatch, dtype, kind, bits):
-    monkeypatch.setattr(module, "_CHUNK", 16)
+    monkeypatch.setattr(tensors, "_CHUNK", 16)
     values = np.full(21, bits, kind)
     values[:-1] &= ~np.array(1 << (23 if dtype == "F32" else 10 if dtype == "F16" else 7), kind)  # the largest number
     described = {"t": {"dtype": dtype, "shape": [21]}}
@@ -699,10 +699,10 @@ def test_hostile_yaml(written, extra, word):
 def test_hostile_yaml_without_the_c_library(written, monkeypatch):
     """The same promises where PyYAML was built without libyaml."""
 
-    class Loader(module._PlainOnly, yaml.SafeLoader):
+    class Loader(plain_yaml._PlainOnly, yaml.SafeLoader):
         pass
 
-    monkeypatch.setattr(module, "_Loader", Loader)
+    monkeypatch.setattr(plain_yaml, "_Loader", Loader)
     assert read_bundle(written, "x.pfz").kind == "subject"
     for extra in (
         bomb(),
@@ -772,7 +772,7 @@ U = {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}
 def test_hostile_safetensors(written, blob, word):
     refused(with_tensors(written, blob), "'unet.safetensors'", word)
     with pytest.raises(ValueError, match=word):
-        module._layout(blob)
+        tensors.layout(blob)
 
 
 def test_tensors_must_be_those_of_the_manifest(written):
