@@ -12,11 +12,12 @@ from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.images import crop_square, decode_photo
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, clip_pixels, pixel_values
-from profusion_cli.runtime.denoiser import PromptDenoiser, Subject, tokenize_prompt
+from profusion_cli.runtime.denoiser import PromptDenoiser, PromptNetSubject, tokenize_prompt
 from profusion_cli.runtime.device import Placement
 from profusion_cli.runtime.fusion import Condition, Guidance, refined_eps, sample_fusion
 from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
+from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
 from profusion_cli.runtime.training import Batch, TrainingObjective, concept_tokens, select_trainable
@@ -59,8 +60,8 @@ def inputs() -> dict[str, torch.Tensor]:
     return recorded("inputs.safetensors")
 
 
-def subject(promptnet: PromptNet, inputs: dict[str, torch.Tensor], image: str) -> Subject:
-    return Subject(promptnet, inputs[f"ref_latent_{image}"], inputs[f"vision_{image}"], "a person")
+def subject(promptnet: PromptNet, inputs: dict[str, torch.Tensor], image: str) -> PromptNetSubject:
+    return PromptNetSubject(promptnet, inputs[f"ref_latent_{image}"], inputs[f"vision_{image}"], "a person")
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_one_training_step(base, inputs):
         close(words, data["pseudo_tokens"], 5e-5)
         states = base.text.hidden_states(base.text.splice(tokens, {0: words}, shift_positions=True)[0])
         close(states, data["encoder_hidden_states"], 5e-5)
-        prediction = base.unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
+        prediction = predict(base.unet, noisy, batch.timesteps, Conditioning(states))
         close(prediction, data["model_pred"], 2e-4)
         assert diffusion_loss(prediction, batch.noise).item() == pytest.approx(about["loss"], rel=1e-5)
 

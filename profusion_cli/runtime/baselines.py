@@ -15,6 +15,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import step_generator
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2, prior_preservation_loss
+from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
 from profusion_cli.runtime.training import Tensors, Tuned, select_trainable, tune
@@ -118,10 +119,7 @@ class WordObjective(nn.Module):
         embeds, _ = self._text.splice(tokens, {0: word}, shift_positions=True, ordinary=(0,))
         states = self._text.hidden_states(embeds).expand(len(batch), -1, -1)
         states = torch.where(batch.is_prior[:, None, None], self.class_states.to(states), states)
-        dtype = self.unet.conv_in.weight.dtype
-        prediction = self.unet(
-            noisy_latents.to(dtype), batch.timesteps, encoder_hidden_states=states.to(dtype), return_dict=False
-        )[0]
+        prediction = predict(self.unet, noisy_latents, batch.timesteps, Conditioning(states))
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from profusion_cli.prompts import PLACEHOLDER, Prompt, parse_prompt
 from profusion_cli.runtime.fusion import Condition
+from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import epsilon_from
 from profusion_cli.runtime.text import TextConditioner, Tokens
@@ -19,16 +20,42 @@ GammaOn = Literal["embedding", "hidden", "hidden-first"]
 SubjectPrompt = Literal["concept", "full"]
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(Protocol):
     """One subject, ready for sampling.
+
+    Attributes:
+        ordinary: whether S* stands in the prompt as an ordinary word does, with the position embedding of its place.
+        changes: whether S* changes with x_t and t; if not, prompts with it are encoded once.
+    """
+
+    ordinary: ClassVar[bool]
+    changes: ClassVar[bool]
+
+    @property
+    def class_word(self) -> str:
+        """What the text twin calls it, for example "a person"."""
+
+    @property
+    def words(self) -> int:
+        """How many words its S* has."""
+
+    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
+        """S* at (x_t, t), shape (B, words, embedding_dim)."""
+
+
+@dataclass(frozen=True)
+class PromptNetSubject:
+    """A subject whose S* is PromptNet's, which sees the noisy latents.
 
     Args:
         promptnet: its own PromptNet.
         ref_latents: scaled latents of its reference view, shape (1, 4, h, w).
         image_tokens: the vision tower's tokens of the same view, shape (1, tokens, width).
-        class_word: what the text twin calls it, for example "a person".
+        class_word: what the text twin calls it.
     """
+
+    ordinary: ClassVar[bool] = False
+    changes: ClassVar[bool] = True
 
     promptnet: PromptNet
     ref_latents: torch.Tensor
@@ -56,6 +83,9 @@ class WordSubject:
         embedding: token embeddings, shape (words, embedding_dim).
         class_word: what the text twin calls it.
     """
+
+    ordinary: ClassVar[bool] = True
+    changes: ClassVar[bool] = False
 
     embedding: torch.Tensor
     class_word: str
@@ -130,7 +160,7 @@ class PromptDenoiser:
     """`eps(x_t, t, conditions)` of one prompt, for `sample_fusion`.
 
     Every call computes S* once per subject in use, encodes the prompts with S*, takes prompts without S* from the text
-    conditioner's cache and those whose S* is an ordinary word from its own, and calls the UNet once.
+    conditioner's cache and those whose S* does not change from its own, and calls the UNet once.
 
     Args:
         unet: the (tuned) UNet.
@@ -148,7 +178,7 @@ class PromptDenoiser:
         self,
         unet: UNet2DConditionModel,
         text: TextConditioner,
-        subjects: Sequence[Subject | WordSubject],
+        subjects: Sequence[Subject],
         tokens: PromptTokens,
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
@@ -161,7 +191,8 @@ class PromptDenoiser:
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
         self.gamma_on = gamma_on
-        self._ordinary = {i for i, subject in enumerate(subjects) if isinstance(subject, WordSubject)}
+        self._ordinary = {i for i, subject in enumerate(subjects) if subject.ordinary}
+        self._unchanging = {i for i, subject in enumerate(subjects) if not subject.changes}
         self._encoded: dict[Condition, torch.Tensor] = {}
 
     def _tokens_of(self, condition: Condition) -> Tokens:
@@ -196,19 +227,15 @@ class PromptDenoiser:
                 states.append(self.text.encode(self.tokens.negative_prompt).expand(batch, -1, -1))
             elif condition.kind == "text":
                 states.append(self.text.encode(self.tokens.twin).expand(batch, -1, -1))
-            elif needed <= self._ordinary:
+            elif needed <= self._unchanging:
                 if condition not in self._encoded:
                     self._encoded[condition] = self.encode(condition, pseudo_words)
                 states.append(self._encoded[condition])
             else:
                 states.append(self.encode(condition, pseudo_words))
-        prediction = self.unet(
-            torch.cat([x_t] * len(conditions)).to(self.unet.dtype),
-            t,
-            encoder_hidden_states=torch.cat(states).to(self.unet.dtype),
-            return_dict=False,
-        )[0].to(x_t.dtype)
+        prediction = predict(self.unet, torch.cat([x_t] * len(conditions)), t, Conditioning(torch.cat(states)))
         alpha_bar_t = float(self.alphas_cumprod[t])
         return tuple(
-            epsilon_from(part, x_t, alpha_bar_t, self.prediction_type) for part in prediction.chunk(len(conditions))
+            epsilon_from(part, x_t, alpha_bar_t, self.prediction_type)
+            for part in prediction.to(x_t.dtype).chunk(len(conditions))
         )

@@ -36,7 +36,7 @@ from profusion_cli.runtime.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from profusion_cli.runtime.denoiser import PromptDenoiser, Subject, tokenize_prompt
+from profusion_cli.runtime.denoiser import PromptDenoiser, PromptNetSubject, tokenize_prompt
 from profusion_cli.runtime.device import (
     DTYPES,
     epoch_generator,
@@ -385,7 +385,7 @@ def draw_sheet(trainer: Trainer, encodings: Encodings) -> Image.Image:
     squares, drawn = [], []
     trainer.unet.eval()
     for j, index in enumerate(chosen):
-        subject = Subject(
+        subject = PromptNetSubject(
             promptnet,
             (views.latents_mean[j][None] * base.vae_scaling_factor).to(base.placement.device),
             views.image_tokens[j][None].to(base.placement.device),

@@ -15,7 +15,14 @@ from profusion_cli.config import Config, SampleConfig
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.denoiser import PromptDenoiser, PromptTokens, Subject, WordSubject, tokenize_prompt
+from profusion_cli.runtime.denoiser import (
+    PromptDenoiser,
+    PromptNetSubject,
+    PromptTokens,
+    Subject,
+    WordSubject,
+    tokenize_prompt,
+)
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.weights import (
@@ -124,7 +131,7 @@ class Sampler:
         with quiet_libraries():
             self.unet = unet.to(base.placement.device, base.placement.dtype)
 
-    def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject | WordSubject:
+    def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject:
         placement = self.base.placement
         if WORD_FILE in bundle.files:
             return WordSubject(read_word(bundle, self.base.text.embedding_dim).to(placement.device), class_word)
@@ -137,7 +144,7 @@ class Sampler:
                 "Set sample.reference to one that it has.",
             )
         latents = views.latents_mean[reference][None] * self.base.vae_scaling_factor
-        return Subject(
+        return PromptNetSubject(
             promptnet.to(placement.device, placement.dtype),
             latents.to(placement.device),
             views.image_tokens[reference][None].to(placement.device),

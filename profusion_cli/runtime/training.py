@@ -21,6 +21,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import Placement, step_generator
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
+from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
@@ -130,10 +131,7 @@ class TrainingObjective(nn.Module):
         words = self.promptnet(batch.ref_latents, noisy_latents, batch.timesteps, batch.image_tokens)
         embeds, _ = self._text.splice(self.tokens, {0: words}, shift_positions=True)
         states = self._text.hidden_states(embeds)
-        dtype = self.unet.conv_in.weight.dtype
-        prediction = self.unet(
-            noisy_latents.to(dtype), batch.timesteps, encoder_hidden_states=states.to(dtype), return_dict=False
-        )[0]
+        prediction = predict(self.unet, noisy_latents, batch.timesteps, Conditioning(states))
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )
