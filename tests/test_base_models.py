@@ -12,11 +12,12 @@ import safetensors.torch
 import torch
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import BaseConfig
+from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.errors import DeviceError, UnavailableError
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import is_out_of_memory, resolve_device, resolve_placement
 from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.parts import PARTS as TABLE
 from tests.conftest import REFERENCE, needs_reference, ok, run
 
 PARTS = ("unet", "vae", "text_encoder", "vision")
@@ -128,6 +129,15 @@ def test_the_tokenizer_is_clips(base_folder):
         theirs = (REFERENCE / "official-checkpoint/tokenizer" / name).read_text(encoding="utf-8")
         ours = (base_folder / "tokenizer" / name).read_text(encoding="utf-8")
         assert (json.loads(ours) == json.loads(theirs)) if name.endswith("json") else ours == theirs
+
+
+def test_every_part_has_its_place_in_the_configuration(base_folder):
+    config = BaseConfig("x")
+    assert {name for name in config.__dataclass_fields__ if isinstance(getattr(config, name), ComponentConfig)} == set(
+        TABLE
+    )
+    assert all(getattr(config, name).subfolder == name for name in TABLE)
+    assert {path.name for path in base_folder.iterdir()} == set(TABLE)
 
 
 # --- what is said when something is missing ------------------------------------------------------------------

@@ -51,6 +51,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import resolve_placement
 from profusion_cli.runtime.hub import tree_sha256
+from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.sampling import Sampler, present_words
 from profusion_cli.runtime.weights import BESIDE_BASE
@@ -60,7 +61,6 @@ KEPT, UNKEPT = "bundles", "work"
 """Folders of a run for bundles that are asked for, and for those that go when their pictures are made."""
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
-BASE_PARTS = ("unet", "vae", "text_encoder")
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
 
 
@@ -259,7 +259,7 @@ class Run:
         jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
         known: list[Any] = [method.kind, self._photo_mark(subject, method), jobs]
         if method.kind != DRAWN:
-            known.append(self._base_mark(config.base, *BASE_PARTS))
+            known.append(self._base_mark(config.base, *parts_for("draws")))
             kept = ("base", "sample", "class_word", "concept_prompt", "dtype", "seed")
             kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
             kept += ("pretrain",) if method.pretrain else ()
@@ -286,7 +286,7 @@ class Run:
 
     def _weights(self, method: Method, config: Config) -> list[Any]:
         """Marks of the weights that a subject's bundle and pictures depend on."""
-        known: list[Any] = [self._base_mark(config.base, *BASE_PARTS, "vision"), self._promptnet_mark(config)]
+        known: list[Any] = [self._base_mark(config.base, *WEIGHTY), self._promptnet_mark(config)]
         if method.augment and config.augment.inpaint and config.finetune.steps > 0:
             model = config.augment.model
             base = BaseConfig(model.id or "", model.revision, model.unet, random=model.random)
@@ -319,7 +319,7 @@ class Run:
         """What a method's own PromptNet depends on; pictures by their place alone."""
         config = self.study.config(method)
         settings = {key: value for key, value in changed(config).items() if key in PRETRAINING}
-        return [settings, self.study.pretrain_on, self._base_mark(config.base, *BASE_PARTS, "vision")]
+        return [settings, self.study.pretrain_on, self._base_mark(config.base, *WEIGHTY)]
 
     def _next(self, number: int) -> Subject:
         """Whom the method `two` draws together with a subject."""

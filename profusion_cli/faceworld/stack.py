@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from profusion_cli.faceworld.captions import vocabulary
+from profusion_cli.runtime.parts import PARTS
 from profusion_cli.runtime.random_base import write_clip_tokenizer
 
 MAX_LENGTH = 32
@@ -181,11 +182,7 @@ def save_half(model: Any, folder: Path) -> None:
 def save_index(folder: Path) -> None:
     """`model_index.json`, by which diffusers' pipelines open the folder."""
     parts = {
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        **{name: [part.library, part.cls.__name__] for name, part in PARTS.items() if "draws" in part.roles},
         **{key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")},
     }
     index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts}

@@ -15,32 +15,22 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from transformers import CLIPTokenizer, CLIPVisionModel
 
 from profusion_cli.config import BaseConfig
 from profusion_cli.errors import ConfigError, UnavailableError
 from profusion_cli.runtime.device import Placement, is_out_of_memory
 from profusion_cli.runtime.hub import (
-    DIFFUSERS_WEIGHTS,
-    TRANSFORMERS_WEIGHTS,
     Files,
     Source,
     find_files,
     fingerprint,
 )
+from profusion_cli.runtime.parts import PARTS
 from profusion_cli.runtime.text import TextConditioner
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
-TITLES = {
-    "unet": "The UNet",
-    "vae": "The VAE",
-    "text_encoder": "The text encoder",
-    "tokenizer": "The tokenizer",
-    "scheduler": "The scheduler",
-    "vision": "The vision tower",
-}
 
 
 @contextlib.contextmanager
@@ -115,25 +105,17 @@ class BaseModel:
             UnavailableError: they cannot be had.
         """
         if name not in self._files:
-            source, title = self.source(name), TITLES[name]
-            if name == "tokenizer":
-                found = find_files(
-                    source, title, TOKENIZER_FILES, optional=("tokenizer_config.json", "special_tokens_map.json")
-                )
-            elif name == "scheduler":
-                found = find_files(source, title, ("scheduler_config.json",))
-            else:
-                weights = DIFFUSERS_WEIGHTS if name in ("unet", "vae") else TRANSFORMERS_WEIGHTS
-                found = find_files(source, title, ("config.json",), weights)
-            self._files[name] = found
+            part = PARTS[name]
+            self._files[name] = find_files(self.source(name), part.title, part.required, part.weights, part.optional)
         return self._files[name]
 
-    def _load(self, name: str, cls: Any, dtype: torch.dtype) -> Any:
-        files = self.files(name)
+    def _load(self, name: str, dtype: torch.dtype, cls: Any = None) -> Any:
+        """One part in this precision, by its own class unless another one is given."""
+        files, part = self.files(name), PARTS[name]
         try:
             with quiet_libraries():
-                dtype_argument = {"dtype" if cls.__module__.startswith("transformers") else "torch_dtype": dtype}
-                model, report = cls.from_pretrained(
+                dtype_argument = {"dtype" if part.library == "transformers" else "torch_dtype": dtype}
+                model, report = (cls or part.cls).from_pretrained(
                     str(files.folder), output_loading_info=True, **files.loading, **dtype_argument
                 )
         except Exception as error:  # the libraries report damage by many types; all mean the same here
@@ -141,13 +123,13 @@ class BaseModel:
                 raise
             problem = " ".join(str(error).split())[:300]
             raise UnavailableError(
-                f"{TITLES[name]} in '{files.folder}' cannot be loaded: {problem}",
+                f"{part.title} in '{files.folder}' cannot be loaded: {problem}",
                 f"Fetch it again, or point to another folder with {self.source(name).option}.",
             ) from error
         missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
         if missing:
             raise UnavailableError(
-                f"{TITLES[name]} in '{files.folder}' lacks {len(missing)} of its weights, for example {missing[0]}.",
+                f"{part.title} in '{files.folder}' lacks {len(missing)} of its weights, for example {missing[0]}.",
                 f"Point to a complete model with {self.source(name).option}.",
             )
         return model.eval().requires_grad_(False)
@@ -155,17 +137,17 @@ class BaseModel:
     @cached_property
     def unet(self) -> UNet2DConditionModel:
         """The UNet in float32 on the CPU, as fine-tuning and merged changes need it first."""
-        return self._load("unet", UNet2DConditionModel, torch.float32)
+        return self._load("unet", torch.float32)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The VAE on its device."""
-        return self._load("vae", AutoencoderKL, self.placement.encoder_dtype).to(self.placement.device)
+        return self._load("vae", self.placement.encoder_dtype).to(self.placement.device)
 
     @cached_property
     def vision(self) -> CLIPVisionModel:
         """The vision tower whose hidden states PromptNet looks at, on its device."""
-        return self._load("vision", CLIPVisionModel, self.placement.encoder_dtype).to(self.placement.device)
+        return self._load("vision", self.placement.encoder_dtype).to(self.placement.device)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -183,7 +165,7 @@ class BaseModel:
     @cached_property
     def text(self) -> TextConditioner:
         """The text encoder up to the layer where the conditioning is read."""
-        encoder = self._load("text_encoder", CLIPTextModel, self.placement.dtype).to(self.placement.device)
+        encoder = self._load("text_encoder", self.placement.dtype).to(self.placement.device)
         return TextConditioner(encoder, self.tokenizer, self.config.clip_skip)
 
     @cached_property
@@ -301,28 +283,28 @@ class BaseModel:
 
         Each is read from the files once.
         """
-        keep: dict[str, Callable[[], Callable[[str], bool]]] = {
-            "text_encoder": self._used_text_weights,
-            "vision": lambda: lambda name: not re.match(r"text_|logit_scale|visual_projection", name),
-        }
         for name in names:
             if name not in self._fingerprints:
-                used = keep[name]() if name in keep else lambda _: True
-                self._fingerprints[name] = fingerprint(self.files(name), used)
+                self._fingerprints[name] = fingerprint(self.files(name), self._own_weights(name))
         return {name: self._fingerprints[name] for name in names}
 
-    def _used_text_weights(self) -> Callable[[str], bool]:
+    def _own_weights(self, name: str) -> Callable[[str], bool]:
+        """Which tensors in a part's file belong to it, without the layers that `clip_skip` leaves out."""
+        foreign = PARTS[name].foreign
+        layers = self._text_layers() if name == "text_encoder" else None
+
+        def own(tensor: str) -> bool:
+            layer = re.search(r"encoder\.layers\.(\d+)\.", tensor)
+            skipped = layer is not None and layers is not None and int(layer.group(1)) >= layers
+            return not skipped and not (foreign and re.match(foreign, tensor))
+
+        return own
+
+    def _text_layers(self) -> int:
+        """How many layers of the text encoder are in use."""
         settings = self._settings("text_encoder")
         settings = settings.get("text_config", settings)
-        used = settings.get("num_hidden_layers", 12) - self.config.clip_skip
-
-        def keep(name: str) -> bool:
-            layer = re.search(r"encoder\.layers\.(\d+)\.", name)
-            if re.match(r"vision_model|visual_projection|text_projection|logit_scale", name):
-                return False
-            return layer is None or int(layer.group(1)) < used
-
-        return keep
+        return settings.get("num_hidden_layers", 12) - self.config.clip_skip
 
     def manifest(self, fingerprints: dict[str, str]) -> dict[str, Any]:
         """What a bundle remembers of its base model."""

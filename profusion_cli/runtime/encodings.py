@@ -19,6 +19,7 @@ from profusion_cli.dataset import Dataset, decoding_threads, load_square
 from profusion_cli.errors import OutputError
 from profusion_cli.files import atomic_output
 from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.views import Views
 
 MEMORY_BYTES = 2 << 30
@@ -54,7 +55,7 @@ class Encodings:
                 "resolution": base.config.resolution,
                 "antialias": base.config.vision_antialias,
                 "dtype": str(base.placement.encoder_dtype),
-                **base.fingerprints("vae", "vision"),
+                **base.fingerprints(*parts_for("encodes")),
             }
             self._prefix = json.dumps(key, sort_keys=True)
 

@@ -22,10 +22,6 @@ from safetensors import SafetensorError, safe_open
 from profusion_cli.errors import UnavailableError
 from profusion_cli.presets import local_path
 
-DIFFUSERS_WEIGHTS = tuple(
-    f"diffusion_pytorch_model{variant}.{kind}" for kind in ("safetensors", "bin") for variant in ("", ".fp16")
-)
-TRANSFORMERS_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 SAMPLED_VALUES = 64
 
 

@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextModel
 
 from profusion_cli.config import SampleConfig
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator
+from profusion_cli.runtime.parts import parts_for
 
 
 class PipelineVAE(AutoencoderKL):
@@ -39,12 +39,12 @@ class PipelineModel(BaseModel):
         Raises:
             UnavailableError: parts that cannot be had.
         """
-        for name in ("vae", "text_encoder"):  # before the first gigabytes are read
+        for name in parts_for("draws"):  # before the first gigabytes are read
             self.files(name)
         parts = {
-            "unet": self._load("unet", UNet2DConditionModel, self.placement.dtype),
-            "vae": self._load("vae", PipelineVAE, self.placement.encoder_dtype),
-            "text_encoder": self._load("text_encoder", CLIPTextModel, self.placement.dtype),
+            "unet": self._load("unet", self.placement.dtype),
+            "vae": self._load("vae", self.placement.encoder_dtype, PipelineVAE),
+            "text_encoder": self._load("text_encoder", self.placement.dtype),
         }
         with quiet_libraries():
             pipeline = self.pipeline_class(

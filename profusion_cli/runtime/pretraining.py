@@ -47,6 +47,7 @@ from profusion_cli.runtime.device import (
 from profusion_cli.runtime.encodings import Encodings, cache_folder, clear_parts
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.log import EVENTS, LOG, SHEET, Log
+from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import (
     Batch,
@@ -279,10 +280,7 @@ def settings_of(config: Config, base: BaseModel, dataset: Dataset) -> dict[str, 
         "base.resolution": config.base.resolution,
         "base.clip_skip": config.base.clip_skip,
         "base.vision_antialias": config.base.vision_antialias,
-        **{
-            f"base.{name} (fingerprint)": digits
-            for name, digits in base.fingerprints("unet", "vae", "text_encoder", "vision").items()
-        },
+        **{f"base.{name} (fingerprint)": digits for name, digits in base.fingerprints(*WEIGHTY).items()},
         "pictures": len(dataset.paths),
         "pictures (digest)": dataset.digest,
     }
@@ -574,7 +572,7 @@ def pretrain(
         if accelerator.is_main_process:
             manifest = {
                 "kind": "promptnet",
-                "base": base.manifest(base.fingerprints("unet", "text_encoder", "vision")),
+                "base": base.manifest(base.fingerprints(*parts_for("promptnet"))),
                 "config": remembered,
                 "seed": config.seed,
                 "inputs": dataset.inputs(name),

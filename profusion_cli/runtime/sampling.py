@@ -25,6 +25,7 @@ from profusion_cli.runtime.denoiser import (
 )
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
+from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.weights import (
     UNET_FILE,
     WORD_FILE,
@@ -117,7 +118,7 @@ class Sampler:
         resolution = config.base.resolution
         self.latent_size = base.latent_size(config.sample.width or resolution, config.sample.height or resolution)
         for bundle in bundles:
-            check_base(bundle, base, ("unet", "vae", "text_encoder"))
+            check_base(bundle, base, parts_for("draws"))
         self.subjects = [
             self._load_subject(bundle, word, config.sample.reference - 1)
             for bundle, word in zip(bundles, class_words, strict=True)

@@ -20,6 +20,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
 from profusion_cli.runtime.device import DTYPES, resolve_placement
+from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
@@ -148,8 +149,8 @@ def _make_promptnet(
     mean, std = base.encode_moments([*squares, *pictures])
     promptnet.tokens_for(mean.shape[-1])
     views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
-    fingerprints = base.fingerprints("unet", "vae", "text_encoder", "vision")
-    base.release("vae", "vision")
+    fingerprints = base.fingerprints(*WEIGHTY)
+    base.release(*parts_for("encodes"))
     tuned = Tuned({}, ())
     if own.steps > 0:
         with output.progress("Fine-tuning", own.steps) as step:
@@ -174,8 +175,8 @@ def _make_word(base: BaseModel, config: Config, squares: list[Image.Image], outp
     prior = None
     if own.prior_pictures > 0 and own.steps > 0:
         prior = _draw_class(base, config, output)
-    fingerprints = base.fingerprints("unet", "vae", "text_encoder")
-    base.release("vae")
+    fingerprints = base.fingerprints(*parts_for("draws"))
+    base.release(*parts_for("encodes"))
     tuned = Tuned({}, ())
     if own.steps > 0:
         with output.progress("Fine-tuning", own.steps) as step:

@@ -19,7 +19,6 @@ from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import (
-    DIFFUSERS_WEIGHTS,
     Files,
     Source,
     file_sha256,
@@ -27,6 +26,7 @@ from profusion_cli.runtime.hub import (
     load_bin,
     weight_paths,
 )
+from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet, PromptNetConfig, unet_architecture
 from profusion_cli.runtime.views import Views
 
@@ -226,7 +226,7 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
         if not looks_like_bundle(data):
             raise BundleError(f"'{name}' is not a bundle.", "Give a .pfz file, or a folder in the authors' layout.")
         bundle = read_bundle(data, name).require("promptnet")
-        check_base(bundle, base, ("unet", "text_encoder", "vision"))
+        check_base(bundle, base, parts_for("promptnet"))
         promptnet = promptnet_from_bundle(bundle)
         origin = {"weights": os.path.basename(path), "sha256": bundle.sha256}
         pretrained = bundle.manifest["config"].get("pretrain")
