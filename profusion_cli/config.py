@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profusion_cli.errors import ConfigError
+from profusion_cli.samplers import SAMPLERS, SamplerName
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -180,7 +181,7 @@ class SampleConfig:
     negative_prompt: str = ""
     width: int | None = _between(8, 4096, default=None)
     height: int | None = _between(8, 4096, default=None)
-    sampler: Literal["fusion", "fusion-only", "cfg"] = "fusion"
+    sampler: SamplerName = "fusion"
     fusion_steps: int = _between(0, 100, default=1)
     gamma: float = _between(0, 1, default=0.6)
     gamma_on: Literal["embedding", "hidden", "hidden-first"] = "hidden"
@@ -194,9 +195,9 @@ class SampleConfig:
     reference: int = _between(1, 1000, default=1)
 
     def __post_init__(self) -> None:
-        if self.sampler == "fusion-only" and self.fusion_steps == 0:
+        if not SAMPLERS[self.sampler].refinement and self.fusion_steps == 0:
             raise ConfigError(
-                "sample.sampler=fusion-only with sample.fusion_steps=0 leaves nothing to do.",
+                f"sample.sampler={self.sampler} with sample.fusion_steps=0 leaves nothing to do.",
                 "Use at least one fusion step, or another sampler.",
             )
         for name in ("subject_guidance", "weights"):

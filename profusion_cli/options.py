@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from profusion_cli.samplers import sampler_help
+
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 FUSION = "Fusion Sampling"
@@ -101,7 +103,7 @@ SamplerName = Annotated[
     str | None,
     typer.Option(
         "--sampler",
-        help="fusion, fusion-only (no refinement) or cfg (plain classifier-free guidance, at --subject-guidance).",
+        help=sampler_help(),
         rich_help_panel=FUSION,
     ),
 ]

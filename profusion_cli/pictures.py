@@ -12,11 +12,12 @@ from PIL import Image
 
 from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config, SampleConfig
+from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target
 from profusion_cli.images import decode_photo, parameters_text
 from profusion_cli.prompts import Prompt
+from profusion_cli.samplers import SAMPLERS
 
 DEFAULT_FOLDER = "pictures"
 FILE_SUFFIXES = (
@@ -24,16 +25,6 @@ FILE_SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".webm", ".mkv", ".zip", ".pfz"),
 )
 """What a name ends in that is meant for a file, not for a folder of pictures."""
-FUSION_STAGE = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
-
-
-def unused_settings(config: SampleConfig) -> tuple[str, ...]:
-    """Settings that the chosen sampler does not look at."""
-    if config.sampler == "cfg":
-        return ("fusion_steps", *FUSION_STAGE, "subject_prompt", "text_guidance")
-    if config.sampler == "fusion-only":
-        return ("subject_prompt", "text_guidance", "eta")
-    return FUSION_STAGE if config.fusion_steps == 0 else ()
 
 
 def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
@@ -42,9 +33,11 @@ def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one that the chosen sampler does not look at.
     """
-    for name in unused_settings(config.sample):
+    own = config.sample
+    kind = SAMPLERS[own.sampler]
+    for name in kind.unused(own.fusion_steps):
         if flags[f"sample.{name}"] is not None:
-            how = "--fusion-steps 0" if config.sample.sampler == "fusion" else f"--sampler {config.sample.sampler}"
+            how = f"--sampler {own.sampler}" if name in kind.unused(1) else "--fusion-steps 0"
             raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
 
 
@@ -180,15 +173,16 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
 def picture_parameters(record: dict[str, Any], config: Config, image: Image.Image) -> str:
     """The `parameters` text that other tools read."""
     settings = config.sample
+    kind = SAMPLERS[settings.sampler]
     used = {
         "Steps": settings.steps,
-        "Sampler": "Fusion Sampling (DDIM)" if settings.sampler == "fusion" else f"{settings.sampler} (DDIM)",
+        "Sampler": kind.label,
         "CFG scale": ",".join(f"{scale:g}" for scale in settings.subject_guidance),
         "Seed": record["seed"],
         "Size": f"{image.width}x{image.height}",
         "Model": public_id(config.base.id),
     }
     for name in ("gamma", "fusion_steps", "text_guidance", "fusion_guidance"):
-        if name not in unused_settings(settings):
+        if name not in kind.unused(settings.fusion_steps):
             used[name.replace("_", " ").capitalize()] = getattr(settings, name)
     return parameters_text(record["prompt"], settings.negative_prompt, used)

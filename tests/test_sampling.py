@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from profusion_cli.config import SampleConfig
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.images import read_png_record
 from profusion_cli.runtime.sampling import subject_weights
+from profusion_cli.samplers import SAMPLERS, SamplerName
 from tests.conftest import ok, run
 
 
@@ -137,6 +139,34 @@ def test_every_option_does_something(subject, tmp_path, options):
     plain = drawn(tmp_path, subject, "S* in style")
     changed = drawn(tmp_path, subject, "S* in style", *options)
     assert plain.shape != changed.shape or abs(plain - changed).max() > 0
+
+
+OTHER = {
+    **{"fusion_steps": 2, "gamma": 0.1, "gamma_on": "embedding", "fusion_guidance": 2.0, "fusion_eta": 0.3},
+    **{"subject_prompt": "concept", "text_guidance": 1.0, "eta": 0.8},
+}
+
+
+@pytest.mark.parametrize(("sampler", "fusion_steps"), [("fusion", 0), ("fusion", 1), ("fusion-only", 1), ("cfg", 1)])
+def test_a_sampler_looks_at_its_own_settings_alone(subject, tmp_path, sampler, fusion_steps):
+    """What the table says is unused changes nothing, all of it together; what it says is used, each alone, does."""
+
+    def with_settings(**settings):
+        chosen = {"sampler": sampler, "fusion_steps": fusion_steps, **settings}
+        return drawn(tmp_path, subject, "S* in style", *flags_of(chosen))
+
+    plain, unused = with_settings(), SAMPLERS[sampler].unused(fusion_steps)
+    assert abs(plain - with_settings(**{name: OTHER[name] for name in unused})).max() == 0
+    for name in OTHER.keys() - unused:
+        assert abs(plain - with_settings(**{name: OTHER[name]})).max() > 0, name
+
+
+def flags_of(settings: dict) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--set", f"sample.{name}={value}")]
+
+
+def test_the_table_has_the_samplers_that_can_be_chosen():
+    assert set(SAMPLERS) == set(get_args(SamplerName))
 
 
 def test_gamma_of_one_on_either_side_is_the_same(subject, tmp_path):

@@ -37,6 +37,7 @@ from profusion_cli.runtime.weights import (
     tensors_of,
     tuned_weights,
 )
+from profusion_cli.samplers import SAMPLERS
 
 LATE_START = 0.85
 
@@ -84,7 +85,7 @@ def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, .
 
 def guidance_of(config: SampleConfig, scales: tuple[float, ...], joint: bool) -> Guidance:
     """The weights of Algorithm 1 for a prompt; plain classifier-free guidance has no text term."""
-    text = 0.0 if config.sampler == "cfg" else config.text_guidance
+    text = config.text_guidance if SAMPLERS[config.sampler].text else 0.0
     return Guidance(scales, text, config.fusion_guidance, config.gamma, joint)
 
 
@@ -113,6 +114,7 @@ class Sampler:
         config: Config,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
+        self.kind = SAMPLERS[config.sample.sampler]
         self.concept_prompt = config.concept_prompt
         self.timesteps = base.timesteps(config.sample.steps)
         resolution = config.base.resolution
@@ -161,7 +163,7 @@ class Sampler:
             [subject.words for subject in self.subjects],
             negative_prompt=self.settings.negative_prompt,
             concept_prompt=self.concept_prompt,
-            subject_prompt="full" if self.settings.sampler == "cfg" else self.settings.subject_prompt,
+            subject_prompt=self.settings.subject_prompt if self.kind.text else "full",
         )
 
     def warnings(self) -> list[str]:
@@ -237,8 +239,8 @@ class Sampler:
             guidance_of(settings, scales, tokens.prompt.joint),
             noise,
             final_alpha_cumprod=float(self.base.scheduler.final_alpha_cumprod),
-            fusion_steps=0 if settings.sampler == "cfg" else settings.fusion_steps,
-            refine=settings.sampler != "fusion-only",
+            fusion_steps=self.kind.fusion_steps(settings.fusion_steps),
+            refine=self.kind.refinement,
             fusion_eta=settings.fusion_eta,
             eta=settings.eta,
             callback=progress,

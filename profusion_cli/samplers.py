@@ -1,0 +1,67 @@
+"""The samplers of `sample.sampler`: what each runs, and which settings it looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SamplerName = Literal["fusion", "fusion-only", "cfg"]
+
+FUSION = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
+TEXT = ("subject_prompt", "text_guidance")
+
+
+@dataclass(frozen=True)
+class SamplerKind:
+    """What one sampler runs in each step.
+
+    Args:
+        label: how pictures name it.
+        about: for help, what sets it apart; empty for the method itself.
+        fusion: the fusion stage, as often as `fusion_steps` says.
+        refinement: the refinement stage.
+        text: the refinement weighs the text apart from the subject, eq. (6); without it the subject's term sees the
+            whole prompt, and that is plain classifier-free guidance.
+    """
+
+    label: str
+    about: str
+    fusion: bool
+    refinement: bool
+    text: bool
+
+    def fusion_steps(self, wanted: int) -> int:
+        """How often the fusion stage runs where `sample.fusion_steps` is `wanted`."""
+        return wanted if self.fusion else 0
+
+    def unused(self, fusion_steps: int) -> tuple[str, ...]:
+        """The settings of `sample` that it does not look at, by their names.
+
+        Args:
+            fusion_steps: of `sample.fusion_steps`; at 0 the settings of the fusion stage do nothing.
+        """
+        return (
+            *(() if self.fusion else ("fusion_steps",)),
+            *(() if self.fusion_steps(fusion_steps) else FUSION),
+            *(() if self.text else TEXT),
+            *(() if self.refinement else ("eta",)),
+        )
+
+
+SAMPLERS: dict[str, SamplerKind] = {
+    "fusion": SamplerKind("Fusion Sampling (DDIM)", "", fusion=True, refinement=True, text=True),
+    "fusion-only": SamplerKind("fusion-only (DDIM)", "no refinement", fusion=True, refinement=False, text=False),
+    "cfg": SamplerKind(
+        "cfg (DDIM)",
+        "plain classifier-free guidance, at --subject-guidance",
+        fusion=False,
+        refinement=True,
+        text=False,
+    ),
+}
+
+
+def sampler_help() -> str:
+    """The samplers in one sentence, as "a, b (what it is) or c (what it is)."."""
+    *first, last = (f"{name} ({kind.about})" if kind.about else name for name, kind in SAMPLERS.items())
+    return f"{', '.join(first)} or {last}."
