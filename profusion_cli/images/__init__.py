@@ -1,0 +1,27 @@
+"""Pictures as files and pixels. Only Pillow and NumPy are used here, and no model is known.
+
+- `opening`: picture files of any origin, and words for what is wrong with them
+- `photos`: one upright RGB picture from any file, and its central square
+- `records`: PNG files with a record of how they were made
+- `formats`: what is written, by the ending of its name
+- `sheets`: pictures side by side
+- `lettering`: the text between them
+"""
+
+from profusion_cli.images.formats import encode_animation
+from profusion_cli.images.photos import Photo, crop_square, decode_photo
+from profusion_cli.images.records import encode_png, parameters_text, read_png_record
+from profusion_cli.images.sheets import contact_sheet, numbered_sheet, strip
+
+__all__ = [
+    "Photo",
+    "contact_sheet",
+    "crop_square",
+    "decode_photo",
+    "encode_animation",
+    "encode_png",
+    "numbered_sheet",
+    "parameters_text",
+    "read_png_record",
+    "strip",
+]
