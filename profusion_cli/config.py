@@ -55,6 +55,8 @@ class BaseConfig:
     resolution: int = _between(8, 4096, default=512)
     clip_skip: int = _between(0, 12, default=0)
     vision_antialias: bool = False
+    pad_token_id: int | None = _between(0, 2**31 - 1, default=None)
+    """The token that fills up prompts, 0 for Stable Diffusion 2; None: the one that the tokenizer names."""
     words: tuple[str, ...] = ()
     """The words that the text encoder was taught, where they are few; others in a prompt are warned of."""
 
@@ -102,12 +104,14 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class InpaintModel:
-    """The inpainting model, in diffusers' folder layout: a folder or a Hub id, or random weights."""
+    """The inpainting model, in diffusers' folder layout: a folder or a Hub id, or random weights; `pad_token_id` as of
+    the base model."""
 
     id: str | None = "sd2-community/stable-diffusion-2-inpainting"
     revision: str | None = None
     unet: ComponentConfig = ComponentConfig("unet")
     random: RandomConfig | None = None
+    pad_token_id: int | None = _between(0, 2**31 - 1, default=None)
 
     def __post_init__(self) -> None:
         if self.id is None and self.random is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ import torch
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, ComponentConfig
-from profusion_cli.errors import DeviceError, UnavailableError
+from profusion_cli.errors import ConfigError, DeviceError, UnavailableError
+from profusion_cli.presets import resolve_config
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import is_out_of_memory, resolve_device, resolve_placement
 from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.parts import PARTS as TABLE
+from profusion_cli.runtime.random_base import write_clip_tokenizer
 from tests.conftest import REFERENCE, needs_reference, ok, run
 
 PARTS = ("unet", "vae", "text_encoder", "vision")
@@ -140,6 +144,39 @@ def test_every_part_has_its_place_in_the_configuration(base_folder):
     assert {path.name for path in base_folder.iterdir()} == set(TABLE)
 
 
+def sd2_tokenizer(folder: Path, with_map: bool) -> Path:
+    """A small tokenizer in the layout of Stable Diffusion 2's, whose two files name different tokens to pad with."""
+    write_clip_tokenizer(folder / "tokenizer", only=("a", "photo", "wow"))
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|endoftext|>"}))
+    if with_map:
+        (folder / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    return folder
+
+
+def test_stable_diffusion_2_is_padded_as_it_was_trained_whatever_files_are_there(tmp_path):
+    texts = ["a photo", "wow! a photo!", "!"]
+    whole, bare = (sd2_tokenizer(tmp_path / str(with_map), with_map) for with_map in (True, False))
+    own = {folder: base_at(folder).tokenizer for folder in (whole, bare)}
+    assert own[whole].pad_token_id == 0
+    for preset in ("sd2", "sd2-768", "authors"):
+        config = resolve_config(preset, None, {})
+        for pad_token_id in (config.base.pad_token_id, config.augment.model.pad_token_id):
+            found = base_at(bare, pad_token_id=pad_token_id).tokenizer
+            assert found.pad_token_id == 0
+            assert found(texts, padding="max_length").input_ids == own[whole](texts, padding="max_length").input_ids
+    model = replace(config.augment.model, id=str(bare))
+    placement = resolve_placement("cpu", "auto", training=False)
+    assert InpaintingModel(model, placement, 512).tokenizer.pad_token_id == 0
+
+
+@pytest.mark.parametrize(("with_map", "pad_token_id"), [(True, 5), (False, 10**6)])
+def test_a_token_that_the_tokenizer_does_not_pad_with_is_refused(tmp_path, with_map, pad_token_id):
+    folder = sd2_tokenizer(tmp_path, with_map)
+    with pytest.raises(ConfigError, match=f"pad_token_id={pad_token_id}"):
+        _ = base_at(folder, pad_token_id=pad_token_id).tokenizer
+
+
 # --- what is said when something is missing ------------------------------------------------------------------
 
 
@@ -250,7 +287,9 @@ def hub(base_folder, tmp_path, monkeypatch):
         cache = tmp_path / "cache" / "snapshots" / "0123abc"
 
         def __init__(self) -> None:
+            self.folder = base_folder
             self.served: list[str] = []
+            self.absent: set[str] = set()
             self.down = False
             self.failure: Exception | None = None
 
@@ -265,14 +304,19 @@ def hub(base_folder, tmp_path, monkeypatch):
                 raise LocalEntryNotFoundError("no network")
             if self.failure is not None:
                 raise self.failure
-            if not (base_folder / relative).is_file():
+            if not (self.folder / relative).is_file():
+                self.absent.add(str(relative))
                 raise EntryNotFoundError("404")
             (self.cache / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(base_folder / relative, self.cache / relative)
+            shutil.copy(self.folder / relative, self.cache / relative)
             return str(self.cache / relative)
+
+        def known(self, repo, path, revision=None):
+            return huggingface_hub._CACHED_NO_EXIST if path in self.absent else None
 
     fake = Hub()
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", fake.known)
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -290,6 +334,22 @@ def test_a_hub_model_is_downloaded_once_and_then_needs_no_network(hub):
     again = base_at(Path("some/model"))
     assert again.fingerprints(*PARTS) == first.fingerprints(*PARTS)
     assert again.tokenizer.pad_token_id == 0
+    assert hub.served == []
+
+
+def test_a_download_that_was_cut_off_is_made_whole(hub, tmp_path):
+    hub.folder = sd2_tokenizer(tmp_path / "served", with_map=True)
+    there = hub.folder / "tokenizer" / "special_tokens_map.json"
+    there.rename(tmp_path / "later")
+    assert base_at(Path("some/model")).tokenizer.pad_token_id != 0
+    hub.absent.clear()  # as if the process had ended before it asked for the file
+    (tmp_path / "later").rename(there)
+    hub.down = True
+    assert base_at(Path("some/model")).tokenizer.pad_token_id != 0  # works without what cannot be had
+    hub.down = False
+    assert base_at(Path("some/model")).tokenizer.pad_token_id == 0
+    hub.served.clear()
+    assert base_at(Path("some/model")).tokenizer.pad_token_id == 0
     assert hub.served == []
 
 

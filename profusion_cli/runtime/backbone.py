@@ -27,7 +27,7 @@ from profusion_cli.runtime.hub import (
     fingerprint,
 )
 from profusion_cli.runtime.parts import PARTS
-from profusion_cli.runtime.text import TextConditioner
+from profusion_cli.runtime.text import TextConditioner, padding_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -151,11 +151,19 @@ class BaseModel:
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        """The text encoder's tokenizer."""
+        """The text encoder's tokenizer.
+
+        Raises:
+            UnavailableError: it cannot be had.
+            ConfigError: it does not fill up prompts with the token that the configuration names.
+        """
         files = self.files("tokenizer")
         try:
+            padding = padding_of(files.folder, self.config.pad_token_id)
             with quiet_libraries():
-                return CLIPTokenizer.from_pretrained(str(files.folder))
+                return CLIPTokenizer.from_pretrained(str(files.folder), **padding)
+        except ConfigError:
+            raise
         except Exception as error:  # as in `_load`
             raise UnavailableError(
                 f"The tokenizer in '{files.folder}' cannot be loaded: {error}",

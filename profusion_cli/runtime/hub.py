@@ -9,13 +9,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub import constants
+from huggingface_hub import _CACHED_NO_EXIST, constants
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -157,7 +157,8 @@ def find_files(
         what: its name in messages, for example "The UNet".
         required: files without which there is nothing.
         weights: names of weights files, the first one found is taken; a sharded file through its index.
-        optional: further files, taken along when the required ones are downloaded.
+        optional: further files, downloaded where they are not in the cache and the repository has them. Where it
+            cannot be asked, and the required ones are at hand, it goes without them.
 
     Raises:
         UnavailableError: naming the id, the folder looked in, offline mode, and the option for a folder.
@@ -188,13 +189,26 @@ def find_files(
         if found.endswith(".index.json"):
             for shard in shard_names(folder / found):
                 need(shard)
-    if downloaded:
-        for name in optional:
-            _download(source, name, what)
     commit = None
     if not source.is_local and "snapshots" in folder.parts:
         commit = folder.parts[folder.parts.index("snapshots") + 1]
+    same = replace(source, revision=commit or source.revision)  # a branch may have moved on since
+    for name in optional:
+        if not (folder / name).is_file() and not _known_not_to_have(same, name):
+            try:
+                _download(same, name, what)
+            except UnavailableError:
+                if downloaded:
+                    raise
     return Files(folder, found, commit)
+
+
+def _known_not_to_have(source: Source, name: str) -> bool:
+    """Whether the Hub's cache remembers that a repository does not have a file; a folder says it by itself."""
+    if source.is_local:
+        return True
+    path = f"{source.subfolder}/{name}" if source.subfolder else name
+    return huggingface_hub.try_to_load_from_cache(source.id, path, revision=source.revision) is _CACHED_NO_EXIST
 
 
 def shard_names(index: Path) -> list[str]:

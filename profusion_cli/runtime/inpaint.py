@@ -33,7 +33,10 @@ class InpaintingModel(PipelineModel):
     def __init__(self, model: InpaintModel, placement: Placement, resolution: int) -> None:
         random = model.random if model.id is None else None
         name = model.id or f"random weights ({model.random.size})"
-        super().__init__(BaseConfig(name, model.revision, model.unet, random=random, resolution=resolution), placement)
+        config = BaseConfig(
+            *(name, model.revision, model.unet), random=random, resolution=resolution, pad_token_id=model.pad_token_id
+        )
+        super().__init__(config, placement)
 
     def source(self, name: str) -> Source:
         return dataclasses.replace(super().source(name), option=OTHER_WAYS)

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from profusion_cli.errors import InputError
+from profusion_cli.errors import ConfigError, InputError
+
+
+def padding_of(folder: Path, pad_token_id: int | None) -> dict[str, str]:
+    """What CLIPTokenizer.from_pretrained is told of the token that fills up prompts; nothing where it knows best.
+
+    Stable Diffusion 2 was trained with "!", token 0. Its tokenizer_config.json names another, and only its
+    special_tokens_map.json, which a folder may lack, names the right one.
+
+    Args:
+        folder: of the tokenizer.
+        pad_token_id: of the configuration.
+
+    Raises:
+        ConfigError: the tokenizer has no such token, or its special_tokens_map.json names another.
+    """
+    if pad_token_id is None:
+        return {}
+    vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    token = next((word for word, number in vocabulary.items() if number == pad_token_id), None)
+    hint = "Set pad_token_id, of base or augment.model, to the one that the model was trained with, or to null."
+    if token is None:
+        raise ConfigError(f"pad_token_id={pad_token_id} is no token of the tokenizer in '{folder}'.", hint)
+    path = folder / "special_tokens_map.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("pad_token", token) if path.is_file() else token
+    named = named["content"] if isinstance(named, dict) else named
+    if named != token:
+        told = f"fills up prompts with '{named}', and pad_token_id={pad_token_id} is '{token}'"
+        raise ConfigError(f"The tokenizer in '{folder}' {told}.", hint)
+    return {"pad_token": token}
 
 
 @dataclass(frozen=True)
