@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
-from conftest import SHARED, draw_photo, ok, run
 from PIL import Image, ImageDraw
 
 from profusion_cli import masks
@@ -26,6 +25,7 @@ from profusion_cli.bundle import read_bundle, write_bundle
 from profusion_cli.config import AugmentConfig
 from profusion_cli.errors import BundleError, InputError
 from profusion_cli.images import crop_square, decode_photo, read_png_record
+from tests.conftest import SHARED, draw_photo, ok, run
 
 TINY = ("--preset", "tiny-random")
 needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")

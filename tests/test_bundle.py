@@ -267,21 +267,21 @@ def test_standard_output(capfdbinary, written):
 
 
 @pytest.mark.parametrize(
-    ("change", "files"),
+    ("change", "files", "words"),
     [
-        ({"kind": "cake"}, TENSORS),
-        ({}, TENSORS | {"other.safetensors": TENSORS["unet.safetensors"]}),
-        ({}, {}),
-        ({}, TENSORS | {"unet.safetensors": b"not safetensors"}),
-        ({}, TENSORS | {"unet.safetensors": save({"a": np.ones(3)})}),
-        ({"parents": ["abc"]}, TENSORS),
-        ({"config": {"class_word": "x", "path": object()}}, TENSORS),
-        ({"config": {"class_word": "x", "long": "x" * (1 << 20)}}, TENSORS),
-        ({"config": {"class_word": "x", "bytes": b"x"}}, TENSORS),
+        ({"kind": "cake"}, TENSORS, "the kind is 'cake'"),
+        ({}, TENSORS | {"other.safetensors": TENSORS["unet.safetensors"]}, "other.safetensors"),
+        ({}, {}, "no files are listed"),
+        ({}, TENSORS | {"unet.safetensors": b"not safetensors"}, "header claims"),
+        ({}, TENSORS | {"unet.safetensors": save({"a": np.ones(3)})}, "'a' has the dtype 'F64'"),
+        ({"parents": ["abc"]}, TENSORS, "'abc' among the parents"),
+        ({"config": {"class_word": "x", "path": object()}}, TENSORS, "cannot be written"),
+        ({"config": {"class_word": "x", "long": "x" * (1 << 20)}}, TENSORS, "1048576 are allowed"),
+        ({"config": {"class_word": "x", "bytes": b"x"}}, TENSORS, "YAML tag"),
     ],
 )
-def test_mistakes_of_the_caller(tmp_path, change, files):
-    with pytest.raises(ValueError):
+def test_mistakes_of_the_caller(tmp_path, change, files, words):
+    with pytest.raises(ValueError, match=words):
         write_bundle(tmp_path / "me.pfz", MANIFEST | change, files)
     assert not list(tmp_path.iterdir())
 
@@ -508,7 +508,7 @@ def test_a_huge_directory_is_not_parsed(written, monkeypatch):
 def test_preview_must_be_a_picture(tmp_path, written):
     *entries, _ = entries_of(written)
     refused(zipped([*entries, ("preview.png", b"<html>")]), "preview.png")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"preview\.png"):
         write_bundle(tmp_path / "bad.pfz", MANIFEST, TENSORS, b"<html>")
 
 

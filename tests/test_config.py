@@ -106,7 +106,9 @@ def test_set_reaches_every_key():
             else:
                 yield full, entry
 
-    for path, value in leaves(config.as_dict()):
+    keys = dict(leaves(config.as_dict()))
+    assert {"sample.gamma", "finetune.steps", "augment.model.id"} <= set(keys)
+    for path, value in keys.items():
         if path == "preset":
             continue
         text = yaml.safe_dump(value, default_flow_style=True, width=1000).replace("\n...", "").strip()

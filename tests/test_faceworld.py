@@ -229,7 +229,7 @@ def test_a_build_that_is_done_does_nothing(built: Path) -> None:
     "arguments",
     [
         ("draw", "5", "-o", "x.png", "--place", "moon"),
-        ("draw", "100000", "-o", "x.png"),
+        ("draw", "-o", "x.png", "100000"),
         ("draw", "5", "-o", "x.png", "--split", "nobody"),
         ("judge", "nowhere"),
         ("build", "-o", "x", "--only", "dreams"),
@@ -240,5 +240,6 @@ def test_wrong_arguments_are_refused(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(app, list(arguments)).exit_code == 2
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2 and arguments[-1] in result.output, "what is wrong is named"
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ The margins leave room for the spread that was measured over other people (prese
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ Scores = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two people whom no network was trained on, fine-tuned by the ordinary commands."""
     folder = tmp_path_factory.mktemp("study") / "run"
     run = Run(folder, build_study(STUDY, "method", folder), keep_bundles=True)
-    run.open(go_on=False)
-    return run
+    with run.open(go_on=False):
+        yield run
 
 
 @pytest.fixture(scope="module")

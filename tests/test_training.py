@@ -129,8 +129,7 @@ def test_every_step_draws_its_own_and_reference_and_target_are_independent():
     assert len(reference.unique()) > 28
     assert (reference == target).float().mean() < 0.15  # 1/32 expected
     same = reference == target
-    if same.any():
-        assert not first.ref_latents[same].equal(first.target_latents[same])
+    assert same.any() and not first.ref_latents[same].equal(first.target_latents[same])
     assert first.timesteps.min() >= 0
     assert first.timesteps.max() < 1000
     assert len(first.timesteps.unique()) > 150
