@@ -507,14 +507,6 @@ def test_wrong_arguments_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_readmes_study_makes_sense(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "study.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0])
-    draw_photo(tmp_path / "face.jpg")
-    study = read_study(str(tmp_path / "study.yaml"))
-    assert len(Run(tmp_path / "run", study).cells(study.methods)) == 5
-
-
 @pytest.mark.parametrize(
     ("text", "said"), [("", "mapping"), ("- a", "mapping"), ("{", "valid YAML"), ("preset: a\npreset: b", "twice")]
 )
