@@ -110,6 +110,11 @@ def test_the_same_command_draws_the_same_bytes(subject, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def plain(subject, tmp_path_factory) -> np.ndarray:
+    return drawn(tmp_path_factory.mktemp("plain"), subject, "S* in style")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -135,8 +140,7 @@ def test_the_same_command_draws_the_same_bytes(subject, tmp_path):
         ["--set", "concept_prompt=a picture of S*", "--subject-prompt", "concept"],
     ],
 )
-def test_every_option_does_something(subject, tmp_path, options):
-    plain = drawn(tmp_path, subject, "S* in style")
+def test_every_option_does_something(subject, plain, tmp_path, options):
     changed = drawn(tmp_path, subject, "S* in style", *options)
     assert plain.shape != changed.shape or abs(plain - changed).max() > 0
 

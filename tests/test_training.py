@@ -272,6 +272,30 @@ def test_several_photos_are_several_views(photo, tmp_path):
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 
 
+def digests(photo, target, *options) -> dict[str, str]:
+    """The hashes of the files of a subject that is tuned with these options."""
+    ok(
+        "finetune",
+        photo,
+        "--no-augment",
+        "--preset",
+        "tiny-random",
+        "--steps",
+        2,
+        "--lr",
+        "1e-2",
+        *options,
+        "-o",
+        target,
+    )
+    return {file: entry["sha256"] for file, entry in bundle_of(target).manifest["files"].items()}
+
+
+@pytest.fixture(scope="module")
+def plain_digests(photo, tmp_path_factory) -> dict[str, str]:
+    return digests(photo, tmp_path_factory.mktemp("plain") / "plain.pfz")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -289,14 +313,9 @@ def test_several_photos_are_several_views(photo, tmp_path):
         ["--set", "base.clip_skip=1"],
     ],
 )
-def test_every_option_does_something(photo, tmp_path, options):
+def test_every_option_does_something(photo, tmp_path, options, plain_digests):
     """Other options give other tensors; the manifest, which repeats the options, is not looked at."""
-    common = ["--preset", "tiny-random", "--steps", 2, "--lr", "1e-2"]
-    digests = []
-    for name, extra in (("plain.pfz", []), ("changed.pfz", options)):
-        ok("finetune", photo, "--no-augment", *common, *extra, "-o", tmp_path / name)
-        digests.append({file: entry["sha256"] for file, entry in bundle_of(tmp_path / name).manifest["files"].items()})
-    assert digests[0] != digests[1]
+    assert digests(photo, tmp_path / "changed.pfz", *options) != plain_digests
 
 
 def test_half_precision_on_a_cpu(photo, tmp_path):
