@@ -1,117 +1,168 @@
-"""The resolved configuration: frozen dataclasses, built from plain mappings and checked value by value."""
+"""The resolved configuration: frozen dataclasses, whose fields say all there is to know of a key.
+
+A field's type, range, default and help are declared here alone. The command line's options (`profusion_cli.options`),
+the list of keys (`profusion presets --keys`) and the checks of `profusion_cli.mappings` read them.
+"""
 
 from __future__ import annotations
 
-import difflib
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, field
+from typing import Any, Literal
 
 from profusion_cli.errors import ConfigError
-from profusion_cli.samplers import SAMPLERS, SamplerName
+from profusion_cli.mappings import build, plain
+from profusion_cli.samplers import SAMPLERS, SamplerName, sampler_help
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
+SaveDType = Literal["float16", "bfloat16", "float32"]
+SEEDS = 2**32 - 1
+
+CONFIGURATION = "Configuration"
+AUGMENTATION = "Augmentation"
+FUSION = "Fusion Sampling"
 
 
-class FlagText(str):
-    """Text given with `--set`, where `1e-4` may be a number although YAML reads it as text."""
+def setting(
+    help: str,
+    default: Any = MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    flag: str | None = None,
+    panel: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A key of the configuration.
 
-
-def _between(low: float | None = None, high: float | None = None, **default: Any) -> Any:
-    return field(metadata={"low": low, "high": high}, **default)
+    Args:
+        help: one or two sentences.
+        default: its value where nobody gives one; none: it must be given.
+        low, high: the range of a number, both ends included; of every number in a tuple.
+        flag: the option that sets it, in the commands that take it; `--no-...` sets it to false. None: `--set` alone.
+        panel: of the options in a command's help.
+        metavar: what the help calls the option's value.
+    """
+    return field(
+        default=default,
+        metadata={"help": help, "low": low, "high": high, "flag": flag, "panel": panel, "metavar": metavar},
+    )
 
 
 @dataclass(frozen=True)
 class ComponentConfig:
     """Where one part of the base model comes from; what is null is taken from `base`."""
 
-    subfolder: str = ""
-    id: str | None = None
-    revision: str | None = None
+    subfolder: str = setting("Where the part lies in its folder or repository; '' is the folder itself.", "")
+    id: str | None = setting("A folder or Hub id for this part alone.", None)
+    revision: str | None = setting("Branch, tag or commit of `id` on the Hub.", None)
 
 
 @dataclass(frozen=True)
 class RandomConfig:
     """A base model with random weights, built from a seed instead of loaded."""
 
-    size: Literal["tiny", "sd2"] = "tiny"
-    seed: int = _between(0, 2**32 - 1, default=0)
+    size: Literal["tiny", "sd2"] = setting("tiny (a few thousand weights) or sd2 (Stable Diffusion 2's).", "tiny")
+    seed: int = setting("Seed of the weights.", 0, 0, SEEDS)
 
 
 @dataclass(frozen=True)
 class BaseConfig:
     """The frozen base model, in diffusers' folder layout: a folder or a Hub id."""
 
-    id: str
-    revision: str | None = None
-    unet: ComponentConfig = ComponentConfig("unet")
-    vae: ComponentConfig = ComponentConfig("vae")
-    text_encoder: ComponentConfig = ComponentConfig("text_encoder")
-    tokenizer: ComponentConfig = ComponentConfig("tokenizer")
-    scheduler: ComponentConfig = ComponentConfig("scheduler")
-    vision: ComponentConfig = ComponentConfig("vision")
-    random: RandomConfig | None = None
-    resolution: int = _between(8, 4096, default=512)
-    clip_skip: int = _between(0, 12, default=0)
-    vision_antialias: bool = False
-    pad_token_id: int | None = _between(0, 2**31 - 1, default=None)
-    """The token that fills up prompts, 0 for Stable Diffusion 2; None: the one that the tokenizer names."""
-    words: tuple[str, ...] = ()
-    """The words that the text encoder was taught, where they are few; others in a prompt are warned of."""
+    id: str = setting(
+        "Take the base model from this folder or Hub id instead of the preset's.",
+        flag="--base-model",
+        panel=CONFIGURATION,
+        metavar="FOLDER|ID",
+    )
+    revision: str | None = setting("Branch, tag or commit on the Hub.", None)
+    unet: ComponentConfig = setting("The UNet.", ComponentConfig("unet"))
+    vae: ComponentConfig = setting("The autoencoder.", ComponentConfig("vae"))
+    text_encoder: ComponentConfig = setting("The text encoder.", ComponentConfig("text_encoder"))
+    tokenizer: ComponentConfig = setting("Its tokenizer.", ComponentConfig("tokenizer"))
+    scheduler: ComponentConfig = setting("The noise schedule.", ComponentConfig("scheduler"))
+    vision: ComponentConfig = setting("The vision tower that PromptNet sees through.", ComponentConfig("vision"))
+    random: RandomConfig | None = setting("Random weights instead of loaded ones.", None)
+    resolution: int = setting("Side of the pictures that the model was trained on, in pixels.", 512, 8, 4096)
+    clip_skip: int = setting("Last layers of the text encoder that are left out.", 0, 0, 12)
+    vision_antialias: bool = setting("Whether pictures are low-pass filtered before the vision tower.", False)
+    pad_token_id: int | None = setting(
+        "The token that fills up prompts, 0 for Stable Diffusion 2; null: the one that the tokenizer names.",
+        None,
+        0,
+        2**31 - 1,
+    )
+    words: tuple[str, ...] = setting(
+        "The words that the text encoder was taught, where they are few; others in a prompt are warned of.", ()
+    )
 
 
 @dataclass(frozen=True)
 class PromptNetSource:
-    """Where PromptNet's weights come from: a .pfz file, a folder or Hub id in the authors' layout,
-    `base` (beside the base model, in that layout), or `untrained` (started from the base's UNet)."""
+    """Where PromptNet's weights come from."""
 
-    weights: str | None = None
-    revision: str | None = None
-    subfolder: str = "promptnet"
-    sha256: str | None = None
-    note: str = ""
-    region_kernel_size: int = _between(1, 512, default=8)
-    region_proj_channels: int = _between(1, 4096, default=128)
+    weights: str | None = setting(
+        "PromptNet: a .pfz (- is standard input), or a folder or Hub id in the authors' layout; in presets also `base` "
+        "(beside the base model, in that layout) or `untrained` (started from the base's UNet).",
+        None,
+        flag="--promptnet",
+        metavar="FILE",
+    )
+    revision: str | None = setting("Branch, tag or commit on the Hub.", None)
+    subfolder: str = setting("Where it lies in a folder of the authors' layout.", "promptnet")
+    sha256: str | None = setting("What the weights' SHA-256 must be.", None)
+    note: str = setting("What is told of these weights when they are used.", "")
+    region_kernel_size: int = setting("Side of one word's region on the smallest feature map.", 8, 1, 512)
+    region_proj_channels: int = setting("Channels that the feature maps are projected to.", 128, 1, 4096)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tuning on one subject; `profusion_cli.methods` describes the methods and what they set here.
 
-    `embedding_l2` is lambda: of eq. (2), or of the pull to the coarse word in textual inversion. What is from `word`
-    on is for methods whose S* is an ordinary word: the text that it starts from (`{class}` is the class word without
-    its article), the prompts that are trained on (`concept_prompt` where there are none), and DreamBooth's pictures of
-    the class.
+    What is from `word` on is for methods whose S* is an ordinary word.
     """
 
-    method: Literal["profusion", "e4t", "textual-inversion", "dreambooth"] = "profusion"
-    steps: int = _between(0, 1_000_000, default=50)
-    batch_size: int = _between(1, 4096, default=8)
-    learning_rate: float = _between(0, 1, default=2.0e-5)
-    weight_decay: float = _between(0, 1, default=0.01)
-    max_grad_norm: float = _between(0, None, default=1.0)
-    train: Literal["promptnet", "qkv", "attention", "unet"] = "attention"
-    embedding_l2: float = _between(0, None, default=0.0)
-    gradient_accumulation: int = _between(1, 4096, default=1)
-    gradient_checkpointing: bool = False
-    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    word: str = "{class}"
-    prompts: tuple[str, ...] = ()
-    prior_pictures: int = _between(0, 100_000, default=0)
-    prior_weight: float = _between(0, None, default=1.0)
+    method: Literal["profusion", "e4t", "textual-inversion", "dreambooth"] = setting(
+        "profusion, or a baseline with its own paper's settings: e4t, textual-inversion, dreambooth.",
+        "profusion",
+        flag="--method",
+    )
+    steps: int = setting("Optimiser steps; 0 keeps PromptNet as it is (tuning-free).", 50, 0, 1_000_000, flag="--steps")
+    batch_size: int = setting("Pictures per step.", 8, 1, 4096, flag="--batch-size")
+    learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
+    weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
+    max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
+    train: Literal["promptnet", "qkv", "attention", "unet"] = setting(
+        "What is trained beside PromptNet: promptnet (nothing), qkv, attention, unet (all).",
+        "attention",
+        flag="--train",
+    )
+    embedding_l2: float = setting(
+        "Lambda of eq. (2); of the pull to the coarse word in textual inversion. 0 is eq. (1).", 0.0, 0
+    )
+    gradient_accumulation: int = setting(
+        "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
+    )
+    gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
+    save_dtype: SaveDType = setting(
+        "Precision in the bundle: float16, bfloat16 or float32.", "float16", flag="--save-dtype"
+    )
+    word: str = setting("The text that S* starts from; `{class}` is the class word without its article.", "{class}")
+    prompts: tuple[str, ...] = setting("Prompts that are trained on; none: `concept_prompt`.", ())
+    prior_pictures: int = setting("DreamBooth's pictures of the class.", 0, 0, 100_000)
+    prior_weight: float = setting("The weight of their loss.", 1.0, 0)
 
 
 @dataclass(frozen=True)
 class InpaintModel:
-    """The inpainting model, in diffusers' folder layout: a folder or a Hub id, or random weights; `pad_token_id` as of
-    the base model."""
+    """The inpainting model, in diffusers' folder layout: a folder or a Hub id, or random weights."""
 
-    id: str | None = "sd2-community/stable-diffusion-2-inpainting"
-    revision: str | None = None
-    unet: ComponentConfig = ComponentConfig("unet")
-    random: RandomConfig | None = None
-    pad_token_id: int | None = _between(0, 2**31 - 1, default=None)
+    id: str | None = setting("A folder or Hub id; null with `random`.", "sd2-community/stable-diffusion-2-inpainting")
+    revision: str | None = setting("Branch, tag or commit on the Hub.", None)
+    unet: ComponentConfig = setting("Its UNet.", ComponentConfig("unet"))
+    random: RandomConfig | None = setting("Random weights instead of loaded ones.", None)
+    pad_token_id: int | None = setting("As `base.pad_token_id`, of its own tokenizer.", None, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
         if self.id is None and self.random is None:
@@ -125,25 +176,29 @@ class InpaintModel:
 class AugmentConfig:
     """Augmentation: the subject of one photo, moved, on other backgrounds (Appendix B of the paper)."""
 
-    method: Literal["face", "thing"] = "face"
-    views: int = _between(1, 999, default=31)
-    scale_min: float = _between(0.05, 4, default=0.6)
-    scale_max: float = _between(0.05, 4, default=1.0)
-    rotation: float = _between(0, 180, default=10.0)
-    translation: float = _between(0, 1, default=0.2)
-    flip: bool = False
-    inpaint: bool = True
-    model: InpaintModel = InpaintModel()
-    steps: int = _between(1, 999, default=50)
-    guidance_scale: float = _between(0, 100, default=7.5)
-    batch_size: int = _between(1, 4096, default=4)
-    prompt: str = (
-        "a photo of {class_word}, highly detailed, soft natural lighting, photo realism, professional portrait, "
-        "ultra-detailed, 4k resolution, wallpaper, hd wallpaper"
+    method: Literal["face", "thing"] = setting("How the subject is found: face or thing.", "face")
+    views: int = setting("How many pictures to make.", 31, 1, 999, flag="--views", panel=AUGMENTATION, metavar="N")
+    scale_min: float = setting("Least size of the subject, of its size in the photo.", 0.6, 0.05, 4)
+    scale_max: float = setting("Greatest size of the subject.", 1.0, 0.05, 4)
+    rotation: float = setting("Most that it is turned, to either side, in degrees.", 10.0, 0, 180)
+    translation: float = setting("Most that it is moved, as a part of the picture's side.", 0.2, 0, 1)
+    flip: bool = setting("Whether every second picture, by chance, is mirrored.", False)
+    inpaint: bool = setting(
+        "Lay the subject on plain colours, without an inpainting model.", True, flag="--no-inpaint", panel=AUGMENTATION
     )
-    negative_prompt: str = (  # spelt as in the authors' code; the paper has "magazine" and "border"
+    model: InpaintModel = setting("The inpainting model.", InpaintModel())
+    steps: int = setting("Sampler steps of the inpainting.", 50, 1, 999)
+    guidance_scale: float = setting("Guidance scale of the inpainting.", 7.5, 0, 100)
+    batch_size: int = setting("Pictures inpainted at once; changes speed and memory only.", 4, 1, 4096)
+    prompt: str = setting(
+        "What the backgrounds are painted to; `{class_word}` is the class word.",
+        "a photo of {class_word}, highly detailed, soft natural lighting, photo realism, professional portrait, "
+        "ultra-detailed, 4k resolution, wallpaper, hd wallpaper",
+    )
+    negative_prompt: str = setting(
+        "What they should not show, spelt as in the authors' code (the paper has magazine, border).",
         "magzine, frame, tiled, repeated, multiple people, multiple faces, group of people, split frame, "
-        "multiple panel, split image, watermark, boarder, diptych, triptych"
+        "multiple panel, split image, watermark, boarder, diptych, triptych",
     )
 
     def __post_init__(self) -> None:
@@ -156,47 +211,96 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-training PromptNet on many pictures; `batch_size` counts all processes together."""
+    """Pre-training PromptNet on many pictures."""
 
-    steps: int = _between(1, 100_000_000, default=80_000)
-    batch_size: int = _between(1, 65_536, default=64)
-    learning_rate: float = _between(0, 1, default=2.0e-5)
-    weight_decay: float = _between(0, 1, default=0.01)
-    max_grad_norm: float = _between(0, None, default=1.0)
-    warmup_steps: int = _between(0, 100_000_000, default=0)
-    ema_decay: float = _between(0, 0.999999, default=0.0)
-    embedding_l2: float = _between(0, None, default=0.0)
-    gradient_accumulation: int = _between(1, 4096, default=1)
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = _between(1, 100_000_000, default=1000)
-    keep_checkpoints: int = _between(1, 1000, default=2)
-    sample_every: int = _between(0, 100_000_000, default=0)
-    sample_steps: int = _between(1, 1000, default=20)
-    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    steps: int = setting("Optimiser steps.", 80_000, 1, 100_000_000, flag="--steps")
+    batch_size: int = setting("Pictures per step, of all processes together.", 64, 1, 65_536, flag="--batch-size")
+    learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
+    weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
+    max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
+    warmup_steps: int = setting(
+        "Steps in which the learning rate rises from 0.", 0, 0, 100_000_000, flag="--warmup-steps"
+    )
+    ema_decay: float = setting("Average the weights over the steps; 0 is off.", 0.0, 0, 0.999999, flag="--ema-decay")
+    embedding_l2: float = setting(
+        "Lambda of eq. (2), the paper's ablation; 0 is eq. (1).", 0.0, 0, flag="--embedding-l2"
+    )
+    gradient_accumulation: int = setting(
+        "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
+    )
+    gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
+    checkpoint_every: int = setting("Steps between checkpoints.", 1000, 1, 100_000_000, flag="--checkpoint-every")
+    keep_checkpoints: int = setting("How many are kept.", 2, 1, 1000, flag="--keep-checkpoints")
+    sample_every: int = setting("Steps between sample sheets; 0 draws none.", 0, 0, 100_000_000, flag="--sample-every")
+    sample_steps: int = setting("Sampler steps of the pictures on them.", 20, 1, 1000)
+    save_dtype: SaveDType = setting(
+        "Precision in the bundle: float16, bfloat16 or float32.", "float16", flag="--save-dtype"
+    )
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Sampling: what to draw, and how Fusion Sampling weighs subject and text."""
 
-    num_images: int = _between(1, 100_000, default=1)
-    batch_size: int = _between(1, 4096, default=1)
-    steps: int = _between(1, 1000, default=50)
-    negative_prompt: str = ""
-    width: int | None = _between(8, 4096, default=None)
-    height: int | None = _between(8, 4096, default=None)
-    sampler: SamplerName = "fusion"
-    fusion_steps: int = _between(0, 100, default=1)
-    gamma: float = _between(0, 1, default=0.6)
-    gamma_on: Literal["embedding", "hidden", "hidden-first"] = "hidden"
-    subject_prompt: Literal["concept", "full"] = "full"
-    subject_guidance: tuple[float, ...] = _between(0, 100, default=(7.0,))
-    text_guidance: float = _between(0, 100, default=5.0)
-    fusion_guidance: float = _between(0, 100, default=7.0)
-    fusion_eta: float = _between(0, 1, default=1.0)
-    eta: float = _between(0, 1, default=0.0)
-    weights: tuple[float, ...] | None = _between(0, None, default=None)
-    reference: int = _between(1, 1000, default=1)
+    num_images: int = setting("Pictures for each prompt.", 1, 1, 100_000, flag="-n/--num-images")
+    batch_size: int = setting("Pictures drawn at once; changes speed and memory only.", 1, 1, 4096, flag="--batch-size")
+    steps: int = setting("Sampler steps.", 50, 1, 1000, flag="--steps")
+    negative_prompt: str = setting("What the pictures should not show.", "", flag="--negative-prompt")
+    width: int | None = setting("In pixels; the base model's resolution by default.", None, 8, 4096, flag="--width")
+    height: int | None = setting("In pixels; the base model's resolution by default.", None, 8, 4096, flag="--height")
+    sampler: SamplerName = setting(
+        sampler_help(),
+        "fusion",
+        flag="--sampler",
+        panel=FUSION,
+    )
+    fusion_steps: int = setting(
+        "Fusion updates in each step; 0 is sampling with independent conditions.",
+        1,
+        0,
+        100,
+        flag="--fusion-steps",
+        panel=FUSION,
+    )
+    gamma: float = setting("Weight of S* in the fusion stage, 0 to 1.", 0.6, 0, 1, flag="--gamma", panel=FUSION)
+    gamma_on: Literal["embedding", "hidden", "hidden-first"] = setting(
+        "What gamma multiplies: embedding (paper), hidden (encoder output), hidden-first (authors' code).",
+        "hidden",
+        flag="--gamma-on",
+        panel=FUSION,
+    )
+    subject_prompt: Literal["concept", "full"] = setting(
+        "Subject term of the refinement: concept (S* alone, the paper) or full (the whole prompt).",
+        "full",
+        flag="--subject-prompt",
+        panel=FUSION,
+    )
+    subject_guidance: tuple[float, ...] = setting(
+        "Guidance scale of the subject. Several subjects share it; `sample` also takes one for each.",
+        (7.0,),
+        0,
+        100,
+        flag="--subject-guidance",
+        panel=FUSION,
+        metavar="X[,X...]",
+    )
+    text_guidance: float = setting(
+        "Guidance scale of the text in the refinement.", 5.0, 0, 100, flag="--text-guidance", panel=FUSION
+    )
+    fusion_guidance: float = setting(
+        "Guidance scale of the fusion stage.", 7.0, 0, 100, flag="--fusion-guidance", panel=FUSION
+    )
+    fusion_eta: float = setting("DDIM eta of the fusion stage, 0 to 1.", 1.0, 0, 1, flag="--fusion-eta", panel=FUSION)
+    eta: float = setting("DDIM eta of the refinement, 0 to 1.", 0.0, 0, 1, flag="--eta", panel=FUSION)
+    weights: tuple[float, ...] | None = setting(
+        "Weights of several subjects: of their shares in the guidance and of their UNet changes.",
+        None,
+        0,
+        flag="--weights",
+        panel=FUSION,
+        metavar="X,X...",
+    )
+    reference: int = setting("Which photo of the subject PromptNet sees while sampling, counted from 1.", 1, 1, 1000)
 
     def __post_init__(self) -> None:
         if not SAMPLERS[self.sampler].refinement and self.fusion_steps == 0:
@@ -214,20 +318,22 @@ class SampleConfig:
 class Config:
     """Everything a command needs to know besides its inputs and outputs."""
 
-    preset: str
-    base: BaseConfig
-    description: str = ""
-    promptnet: PromptNetSource = PromptNetSource()
-    augment: AugmentConfig = AugmentConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    sample: SampleConfig = SampleConfig()
-    class_word: str = "a person"
-    concept_prompt: str = "a photo of S*"
-    placeholder: str = "S*"
-    device: str = "auto"
-    dtype: DType = "auto"
-    seed: int = _between(0, 2**32 - 1, default=0)
+    preset: str = setting("The preset that the values come from: chosen with --preset alone.")
+    base: BaseConfig = setting("The base model.")
+    description: str = setting("What `profusion presets` says of the preset.", "")
+    promptnet: PromptNetSource = setting("Where PromptNet's weights come from.", PromptNetSource())
+    augment: AugmentConfig = setting("Augmentation of one photo.", AugmentConfig())
+    finetune: FinetuneConfig = setting("Fine-tuning on one subject.", FinetuneConfig())
+    pretrain: PretrainConfig = setting("Pre-training PromptNet.", PretrainConfig())
+    sample: SampleConfig = setting("Sampling.", SampleConfig())
+    class_word: str = setting(
+        'What the subject is, for the text without it ("a person").', "a person", flag="--class-word"
+    )
+    concept_prompt: str = setting("The prompt for the subject alone.", "a photo of S*")
+    placeholder: str = setting("The word that stands for the subject in prompts (S*).", "S*", flag="--placeholder")
+    device: str = setting("auto, cpu, cuda, cuda:N or mps.", "auto", flag="--device", panel=CONFIGURATION)
+    dtype: DType = setting("auto, float32, float16 or bfloat16.", "auto", flag="--dtype", panel=CONFIGURATION)
+    seed: int = setting("Seed of every random number.", 0, 0, SEEDS, flag="--seed", panel=CONFIGURATION)
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):
@@ -238,62 +344,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for YAML; tuples become lists."""
-        return _plain(asdict(self))
-
-
-def changed(config: Any) -> dict[str, Any]:
-    """What of a configuration differs from the defaults of this version, as plain data: a digest of it stays the same
-    when a later version has more keys."""
-    result: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            if inner := changed(value):
-                result[item.name] = inner
-        elif item.default is MISSING or value != item.default:
-            result[item.name] = _plain(value)
-    return result
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, FlagText):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
-def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings laid over one another, later ones winning, key by key at every depth."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-                result[key] = merge(result[key], value)
-            else:
-                result[key] = value
-    return result
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"sample.steps": 10}` as `{"sample": {"steps": 10}}`."""
-    result: dict[str, Any] = {}
-    for path, value in flat.items():
-        layer: Any = value
-        for key in reversed(path.split(".")):
-            layer = {key: layer}
-        result = merge(result, layer)
-    return result
-
-
-def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """`{"sample": {"steps": 10}}` as `{"sample.steps": 10}`."""
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        result |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return result
+        return plain(asdict(self))
 
 
 def build_config(layers: Mapping[str, Any]) -> Config:
@@ -303,112 +354,3 @@ def build_config(layers: Mapping[str, Any]) -> Config:
         ConfigError: an unknown key (with the nearest one), a value of the wrong type or out of range.
     """
     return build(Config, layers, "")
-
-
-def build(cls: type, values: Any, path: str) -> Any:
-    """A frozen dataclass from a plain mapping, checked key by key; `path` is how messages call it.
-
-    Raises:
-        ConfigError: as `build_config`.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{path or 'The configuration'} must be a mapping, not {values!r}.", "Indent its keys below it."
-        )
-    hints = get_type_hints(cls)
-    known = {item.name: item for item in fields(cls)}
-    arguments = {}
-    for key, value in values.items():
-        full = f"{path}.{key}" if path else str(key)
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ConfigError(
-                f"There is no configuration key '{full}'.",
-                f"Did you mean '{f'{path}.' if path else ''}{near[0]}'?"
-                if near
-                else f"Known keys here: {', '.join(known)}.",
-            )
-        if is_dataclass(known[key].default) and isinstance(value, Mapping):
-            value = merge(asdict(known[key].default), value)
-        arguments[key] = _coerce(value, hints[key], full)
-        _check_range(arguments[key], known[key].metadata, full)
-    for name, item in known.items():
-        if name not in arguments and item.default is MISSING and item.default_factory is MISSING:
-            full = f"{path}.{name}" if path else name
-            raise ConfigError(f"The configuration key '{full}' is missing.", "Add it to the preset file.")
-    return cls(**arguments)
-
-
-def _wrong(full: str, value: Any, expected: str, hint: str = "") -> ConfigError:
-    return ConfigError(f"{full}={value!r} is not {expected}.", hint or f"Give {expected}.")
-
-
-def _coerce(value: Any, hint: Any, full: str) -> Any:
-    origin, options = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (dict, list):
-        if not isinstance(value, origin):
-            raise _wrong(full, value, "a mapping" if origin is dict else "a list")
-        items = value.items() if origin is dict else enumerate(value)
-        coerced = {key: _coerce(entry, options[-1], f"{full}.{key}") for key, entry in items}
-        return coerced if origin is dict else list(coerced.values())
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _coerce(value, next(option for option in options if option is not type(None)), full)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in options:
-            near = difflib.get_close_matches(str(value), options, n=1)
-            raise _wrong(full, value, f"one of {', '.join(options)}", f"Did you mean '{near[0]}'?" if near else "")
-        return str(value)
-    if origin is tuple:
-        entries = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(entry, options[0], full) for entry in entries)
-    if is_dataclass(hint):
-        return build(hint, value, full)
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise _wrong(full, value, "true or false")
-        return value
-    if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _wrong(full, value, "a whole number")
-        return value
-    if hint is float:
-        if isinstance(value, FlagText) and _is_number(value):
-            value = float(value)
-        if isinstance(value, str) and _is_number(value):
-            raise _wrong(full, value, "a number in YAML", f"YAML reads {value} as text: write {_yaml_float(value)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong(full, value, "a number")
-        try:
-            return float(value)
-        except OverflowError:
-            raise _wrong(full, "a number of so many digits", "a number") from None
-    if not isinstance(value, str):
-        raise _wrong(full, value, "text", "Put it in quotes, inside those of the shell.")
-    return str(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _yaml_float(text: str) -> str:
-    mantissa, _, exponent = f"{float(text):e}".partition("e")
-    return f"{float(mantissa)}e{int(exponent):+d}"
-
-
-def _check_range(value: Any, metadata: Mapping[str, Any], full: str) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, int | float):
-            continue
-        low, high = metadata.get("low"), metadata.get("high")
-        if not abs(number) < float("inf") or (low is not None and number < low) or (high is not None and number > high):
-            span = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise ConfigError(f"{full}={number} is out of range.", f"Use a value {span}.")

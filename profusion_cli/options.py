@@ -1,16 +1,21 @@
-"""Options that several commands share."""
+"""Options of the commands: those that set keys of the configuration, made from its fields, and the few that do not."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from profusion_cli.samplers import sampler_help
+from profusion_cli.config import AUGMENTATION, CONFIGURATION
+from profusion_cli.errors import UsageError
+from profusion_cli.keys import Key, keys_with_flags
 
-CONFIGURATION = "Configuration"
 OUTPUT = "Output"
-FUSION = "Fusion Sampling"
+MACHINE = ("device", "dtype", "seed")
+"""Keys that every command that computes takes."""
 
 Preset = Annotated[
     str | None,
@@ -26,40 +31,10 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set any key of the resolved configuration; may be repeated.",
+        help="Set any key of the resolved configuration (see `profusion presets --keys`); may be repeated.",
         rich_help_panel=CONFIGURATION,
     ),
 ]
-BaseModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model",
-        metavar="FOLDER|ID",
-        help="Take the base model from this folder or Hub id instead of the preset's.",
-        rich_help_panel=CONFIGURATION,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=CONFIGURATION),
-]
-DTypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", help="auto, float32, float16 or bfloat16.", rich_help_panel=CONFIGURATION),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", help="Seed of every random number.", rich_help_panel=CONFIGURATION),
-]
-Placeholder = Annotated[
-    str | None,
-    typer.Option("--placeholder", help="The word that stands for the subject in prompts (S*)."),
-]
-ClassWord = Annotated[
-    str | None,
-    typer.Option("--class-word", help='What the subject is, for the text without it ("a person").'),
-]
-AUGMENTATION = "Augmentation"
 MaskOption = Annotated[
     str | None,
     typer.Option(
@@ -75,18 +50,6 @@ BoxOption = Annotated[
         "--box", metavar="X,Y,W,H", help="The subject fills this box of the photo.", rich_help_panel=AUGMENTATION
     ),
 ]
-ViewsOption = Annotated[
-    int | None,
-    typer.Option("--views", metavar="N", help="How many pictures to make.", rich_help_panel=AUGMENTATION),
-]
-NoInpaint = Annotated[
-    bool,
-    typer.Option(
-        "--no-inpaint",
-        help="Lay the subject on plain colours, without an inpainting model.",
-        rich_help_panel=AUGMENTATION,
-    ),
-]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved configuration as YAML and stop.", rich_help_panel=CONFIGURATION),
@@ -95,59 +58,81 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, notes or warnings.", rich_help_panel=OUTPUT)]
 
-NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What the pictures should not show.")]
-SampleSteps = Annotated[int | None, typer.Option("--steps", help="Sampler steps.")]
-Width = Annotated[int | None, typer.Option("--width", help="In pixels.")]
-Height = Annotated[int | None, typer.Option("--height", help="In pixels.")]
-SamplerName = Annotated[
-    str | None,
-    typer.Option(
-        "--sampler",
-        help=sampler_help(),
-        rich_help_panel=FUSION,
-    ),
-]
-FusionSteps = Annotated[
-    int | None,
-    typer.Option(
-        "--fusion-steps",
-        help="Fusion updates in each step; 0 is sampling with independent conditions.",
-        rich_help_panel=FUSION,
-    ),
-]
-Gamma = Annotated[
-    float | None,
-    typer.Option("--gamma", help="Weight of S* in the fusion stage, 0 to 1.", rich_help_panel=FUSION),
-]
-GammaOn = Annotated[
-    str | None,
-    typer.Option(
-        "--gamma-on",
-        help="What gamma multiplies: embedding (paper), hidden (encoder output), hidden-first (authors' code).",
-        rich_help_panel=FUSION,
-    ),
-]
-SubjectPrompt = Annotated[
-    str | None,
-    typer.Option(
-        "--subject-prompt",
-        help="Subject term of the refinement: concept (S* alone, the paper) or full (the whole prompt).",
-        rich_help_panel=FUSION,
-    ),
-]
-TextGuidance = Annotated[
-    float | None,
-    typer.Option("--text-guidance", help="Guidance scale of the text in the refinement.", rich_help_panel=FUSION),
-]
-FusionGuidance = Annotated[
-    float | None,
-    typer.Option("--fusion-guidance", help="Guidance scale of the fusion stage.", rich_help_panel=FUSION),
-]
-FusionEta = Annotated[
-    float | None,
-    typer.Option("--fusion-eta", help="DDIM eta of the fusion stage, 0 to 1.", rich_help_panel=FUSION),
-]
-Eta = Annotated[
-    float | None,
-    typer.Option("--eta", help="DDIM eta of the refinement, 0 to 1.", rich_help_panel=FUSION),
-]
+
+def takes(*names: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of keys of the configuration.
+
+    The command gets what was given of them as `flags`: values by the names of their keys, for `resolve_config`. The
+    options stand before its own of configuration and output.
+
+    Args:
+        names: of keys, and of sections whose keys with a flag are all taken.
+        without: keys that are not, all the same.
+    """
+    keys = [key for key in keys_with_flags(names) if key.name not in without]
+    parameters = {key.name.replace(".", "_"): key for key in keys}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> None:
+            given = {key: arguments.pop(name) for name, key in parameters.items()}
+            flags = {
+                key.name: _value(key, value) for key, value in given.items() if value is not None and value is not False
+            }
+            command(**arguments, flags=flags)
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "flags"
+        ]
+        taken = [_parameter(name, key) for name, key in parameters.items()]
+        shared = next((place for place, parameter in enumerate(own) if parameter.name in SHARED), len(own))
+        wrapper.__signature__ = inspect.Signature([*own[:shared], *taken, *own[shared:]])
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *taken)}
+        return wrapper
+
+    return decorate
+
+
+SHARED = ("preset", "settings", "dry_run", "force", "as_json", "quiet")
+"""Parameters that stand behind the keys' own."""
+
+
+def _parameter(name: str, key: Key) -> inspect.Parameter:
+    """A command's parameter for a key: None where it is not given, which leaves the key as it is."""
+    option = typer.Option(
+        *key.flags,
+        help=key.help,
+        metavar=key.field.metadata["metavar"],
+        rich_help_panel=key.field.metadata["panel"],
+    )
+    if key.is_switch:
+        hint, default = bool, False
+    else:
+        inner = key.value_type
+        hint, default = (inner if inner in (int, float) else str) | None, None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+
+
+def _value(key: Key, given: Any) -> Any:
+    """The value of a key that an option's text says."""
+    if key.is_switch:
+        return not key.flag.startswith("--no-")
+    return numbers(given, key.flag) if key.is_list else given
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} '{text}' is not a number, nor numbers with commas between.",
+            f"For example: {option} 7 or {option} 5,2",
+        ) from None

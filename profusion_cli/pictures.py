@@ -36,7 +36,7 @@ def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
     own = config.sample
     kind = SAMPLERS[own.sampler]
     for name in kind.unused(own.fusion_steps):
-        if flags[f"sample.{name}"] is not None:
+        if f"sample.{name}" in flags:
             how = f"--sampler {own.sampler}" if name in kind.unused(1) else "--fusion-steps 0"
             raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from profusion_cli.config import Config, FlagText, build_config, merge, nested
+from profusion_cli.config import Config, build_config
 from profusion_cli.errors import ConfigError, UsageError
+from profusion_cli.mappings import FlagText, merge, nested
 from profusion_cli.methods import METHODS, PROFUSION, method_of
 
 DEFAULT_PRESET = "sd2"

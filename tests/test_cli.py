@@ -24,7 +24,7 @@ import yaml
 from profusion_cli import __version__
 from profusion_cli.app import app
 from profusion_cli.bundle import read_bundle, write_bundle
-from profusion_cli.config import merge
+from profusion_cli.mappings import merge
 from tests.conftest import SHARED, draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from profusion_cli.config import build_config, merge, nested
+from profusion_cli.config import build_config
 from profusion_cli.errors import ConfigError, UsageError
+from profusion_cli.mappings import merge, nested
 from profusion_cli.presets import local_path, preset_folder, read_preset, resolve_config, shipped_presets
 from tests.conftest import ok, run
 

@@ -125,6 +125,7 @@ def augment_record(moved: Augmented, config: Config, how: dict[str, Any]) -> dic
     return {"mask": how, **describe(moved, config.augment, background_prompt(config))}
 
 
+@options.takes("augment", "class_word", *options.MACHINE)
 def augment(
     photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A photo of the subject; - is standard input.")],
     target: Annotated[
@@ -148,18 +149,14 @@ def augment(
     ] = None,
     mask: options.MaskOption = None,
     box: options.BoxOption = None,
-    views: options.ViewsOption = None,
-    no_inpaint: options.NoInpaint = False,
-    class_word: options.ClassWord = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
-    device: options.Device = None,
-    dtype: options.DTypeOption = None,
-    seed: options.Seed = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    *,
+    flags: dict[str, Any],
 ) -> None:
     """Show the subject of a photo at other places, on other backgrounds.
 
@@ -167,15 +164,7 @@ def augment(
     inpainting model paints the rest. Look at the sheet, preview.png in the bundle, and give the bundle to
     `profusion finetune`, which can leave pictures out with --drop.
     """
-    flags = {
-        "augment.views": views,
-        "augment.inpaint": False if no_inpaint else None,
-        "class_word": class_word,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-    }
-    config = configure(preset, None, flags, settings, None)
+    config = configure(preset, None, flags, settings)
     if dry_run:
         print_config(config)
         return
@@ -183,9 +172,9 @@ def augment(
     output = Output(quiet, as_json)
     check_one_stdin([photo, mask or ""])
     check_mask_options(mask, box)
-    for option, value in (("--device", device), ("--dtype", dtype)):
-        if value is not None and not config.augment.inpaint:
-            raise UsageError(f"{option} has no effect where nothing is inpainted.", "Leave it out.")
+    for name in ("device", "dtype"):
+        if name in flags and not config.augment.inpaint:
+            raise UsageError(f"--{name} has no effect where nothing is inpainted.", "Leave it out.")
     check_target(target, force, as_json)
     saved = _saved_names(save_images, config.augment.views)
     check_apart([photo, mask or ""], [target, *saved])

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 
 BUNDLE_SUFFIX = ".pfz"
-SAMPLING = (
-    *("negative_prompt", "steps", "width", "height", "sampler", "fusion_steps", "gamma", "gamma_on"),
-    *("subject_prompt", "text_guidance", "fusion_guidance", "fusion_eta", "eta"),
-)
-EVERYWHERE = ("placeholder", "class_word", "device", "dtype", "seed")
 
 
 def display_name(source: str) -> str:
@@ -77,13 +72,22 @@ def configure(
     remembered: Mapping[str, Any] | None,
     flags: Mapping[str, Any],
     settings: Sequence[str] | None,
-    base_model: str | None,
 ) -> Config:
-    """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path."""
-    config = resolve_config(preset, remembered, flags, settings or ())
+    """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path.
+
+    Args:
+        preset: `--preset`.
+        remembered: the configuration in a bundle's manifest.
+        flags: values of keys given as options. Another base model leaves nothing of the preset's own.
+        settings: arguments of `--set`.
+    """
+    other_base = flags.get("base.id")
+    config = resolve_config(
+        preset, remembered, {key: value for key, value in flags.items() if key != "base.id"}, settings or ()
+    )
     base = config.base
-    if base_model is not None:
-        base = replace(base, id=base_model, revision=None, random=None)
+    if other_base is not None:
+        base = replace(base, id=other_base, revision=None, random=None)
         if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
     if base.random is None and os.path.isdir(os.path.expanduser(base.id)):
@@ -127,23 +131,6 @@ def warn_if_random(config: Config, output: Output) -> None:
         output.warn("PromptNet is untrained: S* says nothing about the subject yet.")
 
 
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """Numbers with commas between, or None where the option was not given.
-
-    Raises:
-        UsageError: something else.
-    """
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"{option} '{text}' is not a number, nor numbers with commas between.",
-            f"For example: {option} 7 or {option} 5,2",
-        ) from None
-
-
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Bundles first, then prompts: `-` and names that end in .pfz, or name a file, are bundles.
 
@@ -166,13 +153,3 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
             f"'{late}' stands behind the prompt '{prompts[0]}'.", "Give the subjects first, then the prompts."
         )
     return bundles, prompts
-
-
-def sampling_flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that `sample` and `interpolate` share, by the keys of the configuration that they set.
-
-    Args:
-        options: the command's own, by the names of its parameters.
-    """
-    flags = {f"sample.{name}": options[name] for name in SAMPLING} | {name: options[name] for name in EVERYWHERE}
-    return {**flags, "sample.subject_guidance": numbers(options["subject_guidance"], "--subject-guidance")}

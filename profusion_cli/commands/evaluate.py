@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from profusion_cli.errors import OutputError, ProfusionError, UnavailableError, 
 PREFERENCE = "Human preference"
 
 
+@options.takes("device")
 def evaluate(
     arguments: Annotated[
         list[str] | None,
@@ -77,16 +78,17 @@ def evaluate(
             "--key", metavar="FILE", help="RUN/pairs-key.json, for --pairs-results.", rich_help_panel=PREFERENCE
         ),
     ] = None,
-    device: options.Device = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    *,
+    flags: dict[str, Any],
 ) -> None:
     """Run a study: subjects, prompts and methods side by side, judged, with intervals.
 
     A run that was cut off goes on where it was. Pictures are made first and judged then; a metric that is not
     installed is told of, and the others go on. The report is of everything in the folder.
     """
-    output = Output(quiet, as_json)
+    output, device = Output(quiet, as_json), flags.get("device")
     given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
     given |= {"--pretrain-on": pretrain_on}
     given |= {"--continue": go_on or None, "--keep-bundles": keep_bundles or None}

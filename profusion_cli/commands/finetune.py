@@ -92,6 +92,7 @@ def check_augmentation(config: Config, photos: int, bundles: int, given: dict[st
     return False
 
 
+@options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE)
 def finetune(
     photos: Annotated[
         list[str],
@@ -103,40 +104,6 @@ def finetune(
         str,
         typer.Option("-o", "--output", metavar="FILE", help="The subject bundle (.pfz); - is standard output."),
     ],
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            help="profusion, or a baseline with its own paper's settings: e4t, textual-inversion, dreambooth.",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Optimiser steps; 0 keeps PromptNet as it is (tuning-free).")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per step.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    train: Annotated[
-        str | None,
-        typer.Option(
-            "--train", help="What is trained beside PromptNet: promptnet (nothing), qkv, attention, unet (all)."
-        ),
-    ] = None,
-    promptnet: Annotated[
-        str | None,
-        typer.Option(
-            "--promptnet",
-            metavar="FILE",
-            help="PromptNet: a .pfz (- is standard input), or a folder or Hub id in the authors' layout.",
-        ),
-    ] = None,
-    class_word: options.ClassWord = None,
-    gradient_accumulation: Annotated[
-        int | None,
-        typer.Option("--gradient-accumulation", help="Split each step into so many parts: less memory, same result."),
-    ] = None,
-    save_dtype: Annotated[
-        str | None, typer.Option("--save-dtype", help="Precision in the bundle: float16, bfloat16 or float32.")
-    ] = None,
     no_augment: Annotated[
         bool,
         typer.Option("--no-augment", help="Train on the photo alone.", rich_help_panel=options.AUGMENTATION),
@@ -152,18 +119,14 @@ def finetune(
     ] = None,
     mask: options.MaskOption = None,
     box: options.BoxOption = None,
-    views: options.ViewsOption = None,
-    no_inpaint: options.NoInpaint = False,
     preset: options.Preset = None,
     settings: options.Settings = None,
-    base_model: options.BaseModelOption = None,
-    device: options.Device = None,
-    dtype: options.DTypeOption = None,
-    seed: options.Seed = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    *,
+    flags: dict[str, Any],
 ) -> None:
     """Turn photos of one subject into a model of it.
 
@@ -171,29 +134,14 @@ def finetune(
     `profusion sample` draws from, without the photos. One photo is augmented first, as by `profusion
     augment`; several photos are views already and are trained on as they are.
     """
-    flags = {
-        "augment.views": views,
-        "augment.inpaint": False if no_inpaint else None,
-        "finetune.method": method,
-        "finetune.steps": steps,
-        "finetune.batch_size": batch_size,
-        "finetune.learning_rate": lr,
-        "finetune.train": train,
-        "finetune.gradient_accumulation": gradient_accumulation,
-        "finetune.save_dtype": save_dtype,
-        "promptnet.weights": promptnet,
-        "class_word": class_word,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-    }
+    promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     remembered = remembered_config(bundles[0]) if bundles else None
     if remembered is not None and preset is not None:
         remembered = {key: value for key, value in remembered.items() if key in FROM_BUNDLE}
-    config = configure(preset, remembered, flags, settings, base_model)
+    config = configure(preset, remembered, flags, settings)
     if dry_run:
         print_config(config)
         return
@@ -209,8 +157,8 @@ def finetune(
         "--drop": drop is not None,
         "--mask": mask is not None,
         "--box": box is not None,
-        "--views": views is not None,
-        "--no-inpaint": no_inpaint,
+        "--views": "augment.views" in flags,
+        "--no-inpaint": "augment.inpaint" in flags,
     }
     augmented = check_augmentation(config, len(photos) - len(bundles), len(bundles), given)
     check_apart([*photos, mask or "", promptnet or ""], [target])

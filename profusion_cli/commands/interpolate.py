@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from profusion_cli.commands.common import (
     open_bundle,
     print_config,
     remembered_config,
-    sampling_flags,
     split_arguments,
     warn_if_random,
 )
@@ -28,6 +27,10 @@ ANIMATIONS = (".webp", ".gif")
 DEFAULT_FPS = 4.0
 
 
+@options.takes(
+    *("sample", "placeholder", "class_word", "base.id", *options.MACHINE),
+    without=("sample.num_images", "sample.batch_size", "sample.weights"),
+)
 def interpolate(
     arguments: Annotated[
         list[str],
@@ -53,40 +56,14 @@ def interpolate(
             "--fps", min=0.1, max=50, help="Frames per second of an animation (4).", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    negative_prompt: options.NegativePrompt = None,
-    steps: options.SampleSteps = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    sampler: options.SamplerName = None,
-    fusion_steps: options.FusionSteps = None,
-    gamma: options.Gamma = None,
-    gamma_on: options.GammaOn = None,
-    subject_prompt: options.SubjectPrompt = None,
-    subject_guidance: Annotated[
-        str | None,
-        typer.Option(
-            "--subject-guidance",
-            metavar="X",
-            help="Guidance scale that the subjects share in every frame.",
-            rich_help_panel=options.FUSION,
-        ),
-    ] = None,
-    text_guidance: options.TextGuidance = None,
-    fusion_guidance: options.FusionGuidance = None,
-    fusion_eta: options.FusionEta = None,
-    eta: options.Eta = None,
-    placeholder: options.Placeholder = None,
-    class_word: options.ClassWord = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
-    base_model: options.BaseModelOption = None,
-    device: options.Device = None,
-    dtype: options.DTypeOption = None,
-    seed: options.Seed = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    *,
+    flags: dict[str, Any],
 ) -> None:
     """Draw the way from one subject to the next.
 
@@ -118,8 +95,7 @@ def interpolate(
     if len(texts) != 1:
         raise UsageError(f"There are {len(texts)} prompts, and one is needed.", "Give one prompt, in quotes.")
     bundles = [open_bundle(source, "subject") for source in sources]
-    flags = sampling_flags(locals())
-    config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
+    config = configure(preset, remembered_config(bundles[0]), flags, settings)
     check_useful(config, flags)
     if len(config.sample.subject_guidance) != 1:
         raise UsageError(
@@ -132,7 +108,7 @@ def interpolate(
         print_config(config)
         return
     check_same_base(bundles)
-    class_words = class_words_of(bundles, config, class_word)
+    class_words = class_words_of(bundles, config, flags.get("class_word"))
     prompt = parse_prompt(texts[0], config.placeholder, len(bundles))
     if prompt.joint:
         raise InputError(

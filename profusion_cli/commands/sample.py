@@ -11,11 +11,9 @@ from profusion_cli import options
 from profusion_cli.commands.common import (
     check_one_stdin,
     configure,
-    numbers,
     open_bundle,
     print_config,
     remembered_config,
-    sampling_flags,
     split_arguments,
     warn_if_random,
 )
@@ -27,6 +25,7 @@ from profusion_cli.prompts import parse_prompt, read_prompts
 SHEET_CELL = 256
 
 
+@options.takes("sample", "placeholder", "class_word", "base.id", *options.MACHINE)
 def sample(
     arguments: Annotated[
         list[str],
@@ -45,16 +44,8 @@ def sample(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    num_images: Annotated[int | None, typer.Option("-n", "--num-images", help="Pictures for each prompt.")] = None,
     prompts_file: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
-    ] = None,
-    negative_prompt: options.NegativePrompt = None,
-    steps: options.SampleSteps = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Pictures drawn at once; changes speed and memory only.")
     ] = None,
     sheet: Annotated[
         str | None,
@@ -62,45 +53,14 @@ def sample(
             "--sheet", metavar="FILE", help="Also write a labelled contact sheet (PNG).", rich_help_panel=options.OUTPUT
         ),
     ] = None,
-    sampler: options.SamplerName = None,
-    fusion_steps: options.FusionSteps = None,
-    gamma: options.Gamma = None,
-    gamma_on: options.GammaOn = None,
-    subject_prompt: options.SubjectPrompt = None,
-    subject_guidance: Annotated[
-        str | None,
-        typer.Option(
-            "--subject-guidance",
-            metavar="X[,X...]",
-            help="Guidance scale of the subject; one number, or one per subject.",
-            rich_help_panel=options.FUSION,
-        ),
-    ] = None,
-    text_guidance: options.TextGuidance = None,
-    fusion_guidance: options.FusionGuidance = None,
-    fusion_eta: options.FusionEta = None,
-    eta: options.Eta = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            metavar="X,X...",
-            help="Weights of several subjects: of their shares in the guidance and of their UNet changes.",
-            rich_help_panel=options.FUSION,
-        ),
-    ] = None,
-    placeholder: options.Placeholder = None,
-    class_word: options.ClassWord = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
-    base_model: options.BaseModelOption = None,
-    device: options.Device = None,
-    dtype: options.DTypeOption = None,
-    seed: options.Seed = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    *,
+    flags: dict[str, Any],
 ) -> None:
     """Draw a subject wherever the prompts put it.
 
@@ -125,19 +85,13 @@ def sample(
     if not texts:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     bundles = [open_bundle(source, "subject") for source in sources]
-    flags = {
-        **sampling_flags(locals()),
-        "sample.num_images": num_images,
-        "sample.batch_size": batch_size,
-        "sample.weights": numbers(weights, "--weights"),
-    }
-    config = configure(preset, remembered_config(bundles[0]), flags, settings, base_model)
+    config = configure(preset, remembered_config(bundles[0]), flags, settings)
     check_useful(config, flags)
     if dry_run:
         print_config(config)
         return
     check_same_base(bundles)
-    class_words = class_words_of(bundles, config, class_word)
+    class_words = class_words_of(bundles, config, flags.get("class_word"))
     prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
     targets = plan_targets(target, prompts, config, force, as_json)
     if sheet is not None:

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import BaseConfig, Config, changed, flat
+from profusion_cli.config import BaseConfig, Config
 from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError, UnavailableError
 from profusion_cli.evaluation.metrics import Judged, Metric, make_metrics
@@ -45,6 +45,7 @@ from profusion_cli.evaluation.study import (
 from profusion_cli.evaluation.subjects import SIDE, Subject, drawn, photo_file, photo_of, subjects_of
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.files import atomic_output, locked, write_json
+from profusion_cli.mappings import changed, flat
 from profusion_cli.methods import class_noun
 from profusion_cli.presets import local_path
 from profusion_cli.prompts import parse_prompt

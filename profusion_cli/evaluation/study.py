@@ -12,9 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from profusion_cli.config import Config, build, build_config, merge, nested
+from profusion_cli.config import Config, build_config
 from profusion_cli.errors import ConfigError, InputError
 from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
+from profusion_cli.mappings import build, merge, nested
 from profusion_cli.methods import PROFUSION, method_of
 from profusion_cli.presets import preset_folder, read_preset, read_yaml, shipped_presets
 from profusion_cli.prompts import parse_prompt
