@@ -15,8 +15,9 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from profusion_cli import images
-from profusion_cli.errors import InputError
+from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import sha256_of
+from profusion_cli.picture_targets import check_suffix
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "preprocess"
 
@@ -438,6 +439,31 @@ def test_a_picture_keeps_its_aspect_in_the_cell(size, shown):
 def test_an_empty_sheet_is_still_a_picture():
     assert min(images.contact_sheet([], []).size) > 0
     assert images.contact_sheet([], [("me", RED)]).height > 256
+
+
+# Formats
+
+
+def test_what_is_written_is_what_the_name_says():
+    for suffix in images.PICTURES:
+        with Image.open(io.BytesIO(images.encode_picture(f"a{suffix.upper()}", noise(), "p", {}))) as image:
+            assert Image.registered_extensions()[suffix] == image.format
+    for suffix in images.ANIMATIONS:
+        with Image.open(io.BytesIO(images.encode_animation(f"a{suffix.upper()}", [RED, GREEN, BLUE], 5))) as image:
+            assert (Image.registered_extensions()[suffix], 4) == (image.format, image.n_frames)
+    assert images.encode_picture("-", noise(), "p", {}) == images.encode_png(noise(), "p", {})
+
+
+def test_a_new_format_is_one_line_of_the_table(monkeypatch):
+    with pytest.raises(UsageError, match=r"'a\.bmp' would be a \.bmp file") as caught:
+        check_suffix("a.bmp", images.PICTURES)
+    assert ".png" in caught.value.hint
+    monkeypatch.setitem(images.PICTURES, ".bmp", lambda image, parameters, record: packed(image, "BMP"))
+    check_suffix("a.bmp", images.PICTURES)
+    assert images.encode_picture("a.bmp", noise(), "p", {}) == packed(noise(), "BMP")
+    with pytest.raises(UsageError) as caught:
+        check_suffix("a.tiff", images.PICTURES)
+    assert ".png or .bmp" in caught.value.hint
 
 
 # Records in PNG files

@@ -90,7 +90,7 @@ def test_an_animation_goes_there_and_back(frames, subject, other_subject, tmp_pa
 def test_strip_and_animation_of_odd_sizes():
     pictures = [Image.new("RGB", (30, 20), "red"), Image.new("RGB", (10, 40), "blue")]
     assert strip(pictures).size == (70, 40)
-    two = encode_animation([Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], 4, ".gif")
+    two = encode_animation("two.gif", [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], 4)
     assert Image.open(io.BytesIO(two)).n_frames == 2
 
 

@@ -23,7 +23,6 @@ from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import parse_prompt
 
-ANIMATIONS = (".webp", ".gif")
 DEFAULT_FPS = 4.0
 
 
@@ -70,15 +69,10 @@ def interpolate(
     The guidance shifts from subject to subject, and the changes of their tuned UNets with it; the noise
     stays the same, so the first and the last frame are what `sample` draws of one subject.
     """
-    from profusion_cli.pictures import (
-        check_same_base,
-        check_suffix,
-        check_useful,
-        class_words_of,
-        picture_parameters,
-        picture_record,
-        references,
-    )
+    from profusion_cli.images import ANIMATIONS, PICTURES, PNG, encode_animation, encode_picture, strip
+    from profusion_cli.lineage import picture_parameters, picture_record
+    from profusion_cli.picture_targets import check_suffix
+    from profusion_cli.sampling_inputs import check_same_base, check_useful, class_words_of, references
 
     output = Output(quiet, as_json)
     sources, texts = split_arguments(arguments)
@@ -115,19 +109,18 @@ def interpolate(
             f"The prompt '{prompt.text}' names the subjects, and here the placeholder stands for each in turn.",
             f"Use the plain placeholder '{config.placeholder}'.",
         )
-    check_suffix(target, (".png", *ANIMATIONS))
+    check_suffix(target, (*PICTURES, *ANIMATIONS))
     suffix = Path(target).suffix.lower()
     if fps is not None and suffix not in ANIMATIONS:
         raise UsageError(f"--fps has no effect on '{target}', which is no animation.", "Leave it out.")
-    one_file = target == STDIO or suffix in (".png", *ANIMATIONS)
-    paths = [target] if one_file else [str(Path(target) / f"frame-{frame:03d}.png") for frame in range(frames)]
+    one_file = target == STDIO or suffix in (*PICTURES, *ANIMATIONS)
+    paths = [target] if one_file else [str(Path(target) / f"frame-{frame:03d}{PNG}") for frame in range(frames)]
     check_apart(sources, paths)
     for path in paths:
         check_target(path, force, as_json)
     reference_views = [view for _, view in references(bundles)]
     warn_if_random(config, output)
 
-    from profusion_cli.images import encode_animation, encode_png, strip
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
@@ -144,20 +137,23 @@ def interpolate(
             for frame, image in enumerate(draw_frames(drawer, frames, step)):
                 drawn.append(image)
                 if not one_file:
-                    data = encode_png(
-                        image, picture_parameters(record, config, image), {**record, "weights": list(shares[frame])}
+                    data = encode_picture(
+                        paths[frame],
+                        image,
+                        picture_parameters(record, config, image),
+                        {**record, "weights": list(shares[frame])},
                     )
                     with atomic_output(paths[frame], force) as file:
                         file.write(data)
                     output.line(paths[frame])
     if one_file:
         if suffix in ANIMATIONS:
-            data = encode_animation(drawn, DEFAULT_FPS if fps is None else fps, suffix)
+            data = encode_animation(target, drawn, DEFAULT_FPS if fps is None else fps)
         else:
             complete = len(reference_views) == len(bundles)
             whole = strip([reference_views[0], *drawn, reference_views[-1]] if complete else drawn)
             parameters = picture_parameters(record, config, drawn[0])
-            data = encode_png(whole, parameters, {**record, "weights": [list(share) for share in shares]})
+            data = encode_picture(target, whole, parameters, {**record, "weights": [list(share) for share in shares]})
         with atomic_output(target, force) as file:
             file.write(data)
         if target != STDIO:

@@ -67,15 +67,9 @@ def sample(
     Picture j of every prompt is drawn with seed + j, whatever the batch size. With several subjects,
     S* stands for each in turn; S1*, S2* name them within one prompt.
     """
-    from profusion_cli.pictures import (
-        check_same_base,
-        check_useful,
-        class_words_of,
-        picture_parameters,
-        picture_record,
-        plan_targets,
-        references,
-    )
+    from profusion_cli.lineage import picture_parameters, picture_record
+    from profusion_cli.picture_targets import plan_targets
+    from profusion_cli.sampling_inputs import check_same_base, check_useful, class_words_of, references
 
     output = Output(quiet, as_json)
     sources, texts = split_arguments(arguments)
@@ -108,7 +102,7 @@ def sample(
 
     from PIL import Image
 
-    from profusion_cli.images import contact_sheet, encode_png
+    from profusion_cli.images import contact_sheet, encode_picture
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler
@@ -126,7 +120,7 @@ def sample(
                 prompt, tokens = prompts[picture.prompt], drawer.tokens[picture.prompt]
                 record = picture_record(prompt, tokens.twin, picture.index, bundles, config)
                 path = targets[picture.prompt, picture.index]
-                data = encode_png(picture.image, picture_parameters(record, config, picture.image), record)
+                data = encode_picture(path, picture.image, picture_parameters(record, config, picture.image), record)
                 with atomic_output(path, force) as file:
                     file.write(data)
                 if path != STDIO:

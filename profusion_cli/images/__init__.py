@@ -8,17 +8,21 @@
 - `lettering`: the text between them
 """
 
-from profusion_cli.images.formats import encode_animation
+from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, encode_animation, encode_picture
 from profusion_cli.images.photos import Photo, crop_square, decode_photo
 from profusion_cli.images.records import encode_png, parameters_text, read_png_record
 from profusion_cli.images.sheets import contact_sheet, numbered_sheet, strip
 
 __all__ = [
+    "ANIMATIONS",
+    "PICTURES",
+    "PNG",
     "Photo",
     "contact_sheet",
     "crop_square",
     "decode_photo",
     "encode_animation",
+    "encode_picture",
     "encode_png",
     "numbered_sheet",
     "parameters_text",

@@ -1,31 +1,55 @@
-"""Animations as files."""
+"""What pictures are written as: tables from the ending of a name to what writes it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from profusion_cli.files import STDIO
+from profusion_cli.images.records import encode_png
 
-def encode_animation(frames: Sequence[Image.Image], fps: float, suffix: str) -> bytes:
-    """An endless animation there and back again.
 
-    Args:
-        frames: RGB, all of one size.
-        fps: frames per second.
-        suffix: `.webp` (lossless) or `.gif`.
-    """
+def _animation(frames: Sequence[Image.Image], fps: float, **options: Any) -> bytes:
     there_and_back = [*frames, *reversed(frames[1:-1])]
-    options = {"lossless": True} if suffix == ".webp" else {"disposal": 1}
     buffer = io.BytesIO()
     there_and_back[0].save(
-        buffer,
-        suffix[1:].upper(),
-        save_all=True,
-        append_images=there_and_back[1:],
-        duration=round(1000 / fps),
-        loop=0,
-        **options,
+        buffer, save_all=True, append_images=there_and_back[1:], duration=round(1000 / fps), loop=0, **options
     )
     return buffer.getvalue()
+
+
+PNG = ".png"
+"""What is written where no name says otherwise."""
+PICTURES: Mapping[str, Callable[[Image.Image, str, dict[str, Any]], bytes]] = {PNG: encode_png}
+"""Writers of one picture with its parameters and its record."""
+ANIMATIONS: Mapping[str, Callable[[Sequence[Image.Image], float], bytes]] = {
+    ".webp": partial(_animation, format="WEBP", lossless=True),
+    ".gif": partial(_animation, format="GIF", disposal=1),
+}
+"""Writers of an endless animation there and back again: of RGB frames of one size, at so many a second."""
+
+
+def encode_picture(target: str, image: Image.Image, parameters: str, record: dict[str, Any]) -> bytes:
+    """A picture as its file's name asks for it; PNG on standard output.
+
+    Args:
+        target: a name that ends in a key of `PICTURES`, or `-`.
+        image, parameters, record: see `encode_png`.
+    """
+    return PICTURES[PNG if target == STDIO else Path(target).suffix.lower()](image, parameters, record)
+
+
+def encode_animation(target: str, frames: Sequence[Image.Image], fps: float) -> bytes:
+    """An animation as its file's name asks for it.
+
+    Args:
+        target: a name that ends in a key of `ANIMATIONS`.
+        frames: RGB, all of one size.
+        fps: frames per second.
+    """
+    return ANIMATIONS[Path(target).suffix.lower()](frames, fps)

@@ -1,0 +1,71 @@
+"""What a picture remembers of its making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from profusion_cli import __version__
+from profusion_cli.bundle import Bundle
+from profusion_cli.config import Config
+from profusion_cli.images import parameters_text
+from profusion_cli.prompts import Prompt
+from profusion_cli.samplers import SAMPLERS
+
+
+def lineage(bundle: Bundle) -> dict[str, Any]:
+    """What a picture remembers of a subject: the bundle, and the photos that it was made from."""
+    return {
+        "name": Path(bundle.name).name,
+        "sha256": bundle.sha256,
+        "inputs": bundle.manifest["inputs"],
+        "parents": bundle.manifest["parents"],
+    }
+
+
+def public_id(id: str) -> str:
+    """A Hub id as it is; of a folder its name alone, since pictures are shown to others."""
+    return os.path.basename(id) if os.path.isabs(id) else id
+
+
+def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], config: Config) -> dict[str, Any]:
+    """What a picture remembers of its making, as plain data.
+
+    Args:
+        prompt: its prompt.
+        twin: the prompt's text without the subject.
+        index: its number j among the pictures of the prompt.
+        bundles: of its subjects.
+        config: the resolved configuration.
+    """
+    return {
+        "tool": {"name": "profusion", "version": __version__},
+        "prompt": prompt.text,
+        "text": twin,
+        "seed": config.seed + index,
+        "base": {**bundles[0].manifest["base"], "id": public_id(config.base.id)},
+        "subjects": [lineage(bundle) for bundle in bundles],
+        "sample": config.as_dict()["sample"],
+    }
+
+
+def picture_parameters(record: dict[str, Any], config: Config, image: Image.Image) -> str:
+    """The `parameters` text that other tools read."""
+    settings = config.sample
+    kind = SAMPLERS[settings.sampler]
+    used = {
+        "Steps": settings.steps,
+        "Sampler": kind.label,
+        "CFG scale": ",".join(f"{scale:g}" for scale in settings.subject_guidance),
+        "Seed": record["seed"],
+        "Size": f"{image.width}x{image.height}",
+        "Model": public_id(config.base.id),
+    }
+    for name in ("gamma", "fusion_steps", "text_guidance", "fusion_guidance"):
+        if name not in kind.unused(settings.fusion_steps):
+            used[name.replace("_", " ").capitalize()] = getattr(settings, name)
+    return parameters_text(record["prompt"], settings.negative_prompt, used)
