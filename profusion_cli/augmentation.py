@@ -18,11 +18,11 @@ import safetensors.numpy
 from PIL import Image
 
 from profusion_cli.bundle import Bundle, write_bundle
+from profusion_cli.bundle.kinds import IMAGES_FILE
 from profusion_cli.config import AugmentConfig, Config
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.images import numbered_sheet
 
-IMAGES_FILE = "images.safetensors"
 VISIBLE = 0.75
 """A view is drawn again while less than this share of the moved subject lies inside the picture."""
 DRAWS = 20

@@ -6,7 +6,8 @@ Nothing is executed, and nothing goes to the disk.
 - `reading`: the `Bundle`, verified as a whole
 - `writing`: its opposite
 - `container`: the ZIP file
-- `manifest`: what a manifest must say, by the kind of the bundle
+- `kinds`: the kinds of bundles, and the files that they hold
+- `manifest`: what a manifest must say
 - `plain_yaml`: the YAML that it is written in
 - `tensors`: the safetensors files
 - `refusal`: what is wrong with any of them, in words

@@ -1,26 +1,19 @@
-"""The manifest of a bundle: the kinds of bundles, their files, and all that other code relies on."""
+"""The manifest of a bundle: all in it that other code relies on."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from profusion_cli.bundle.kinds import FILES, KINDS, PROMPTNET_FILE
 from profusion_cli.bundle.refusal import Refused, show
 from profusion_cli.bundle.tensors import are_naturals
 
 SCHEMA_VERSION = 1
-KINDS = ("promptnet", "images", "subject")
 MANIFEST = "manifest.yaml"
 PREVIEW = "preview.png"
-PROMPTNET = "promptnet.safetensors"
-UNET = "unet.safetensors"
-VIEWS = "views.safetensors"
-IMAGES = "images.safetensors"
-WORD = "word.safetensors"
-FILES = (PROMPTNET, UNET, VIEWS, IMAGES, WORD)
 MAX_PREVIEW = 64 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
-_NEEDED = {"promptnet": (PROMPTNET,), "images": (IMAGES,), "subject": (PROMPTNET, VIEWS)}
 _SECTIONS = {"kind": str, "tool": dict, "base": dict, "config": dict, "seed": int | None}
 _SECTIONS |= {"inputs": list, "parents": list, "files": dict}
 
@@ -76,15 +69,16 @@ def _check_files(files: dict[str, Any]) -> None:
 
 def _check_kind(manifest: dict[str, Any]) -> None:
     """What its kind needs."""
-    kind, files = manifest["kind"], manifest["files"]
-    _need(kind in KINDS, f"the kind is {show(kind)}, which is none of {', '.join(KINDS)}")
-    is_word = kind == "subject" and WORD in files
-    for file in () if is_word else _NEEDED[kind]:
-        _need(file in files, f"'{file}' is not listed, which the kind '{kind}' needs")
-    if kind != "images" and not is_word:
-        _need(isinstance(manifest.get("promptnet"), dict), f"'promptnet' is no table, which the kind '{kind}' needs")
-    if kind == "subject":
-        _need(_are_texts(manifest["config"], "class_word"), "the class_word in 'config' is missing or no text")
+    name, files = manifest["kind"], manifest["files"]
+    _need(name in KINDS, f"the kind is {show(name)}, which is none of {', '.join(KINDS)}")
+    kind = KINDS[name]
+    needs = () if kind.instead in files else kind.needs
+    for file in needs:
+        _need(file in files, f"'{file}' is not listed, which the kind '{name}' needs")
+    if PROMPTNET_FILE in needs:
+        _need(isinstance(manifest.get("promptnet"), dict), f"'promptnet' is no table, which the kind '{name}' needs")
+    for key in kind.config:
+        _need(_are_texts(manifest["config"], key), f"the {key} in 'config' is missing or no text")
 
 
 def _need(condition: bool, otherwise: str) -> None:

@@ -7,18 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profusion_cli.bundle.container import read_entries
-from profusion_cli.bundle.manifest import FILES, MANIFEST, PREVIEW, check_manifest, check_preview
+from profusion_cli.bundle.kinds import FILES, KINDS
+from profusion_cli.bundle.manifest import MANIFEST, PREVIEW, check_manifest, check_preview
 from profusion_cli.bundle.plain_yaml import parse_plain
 from profusion_cli.bundle.refusal import AGAIN, Refused, show
 from profusion_cli.bundle.tensors import Data, find_non_finite, layout
 from profusion_cli.errors import BundleError
 from profusion_cli.files import sha256_of
-
-_KIND_WORDS = {  # kind: (what it holds, its verb, made by, taken by)
-    "promptnet": ("a promptnet", "is", "`profusion pretrain` or `profusion import`", "`--promptnet`"),
-    "images": ("images", "are", "`profusion augment`", "`profusion finetune`"),
-    "subject": ("a subject", "is", "`profusion finetune`", "`profusion sample` and `profusion interpolate`"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +48,12 @@ class Bundle:
         Raises:
             BundleError: it is of another kind.
         """
-        needed, verb, made_by, _ = _KIND_WORDS[kind]
         if self.kind != kind:
-            held, _, _, taken_by = _KIND_WORDS[self.kind]
+            needed, own = KINDS[kind], KINDS[self.kind]
             raise BundleError(
-                f"'{self.name}' holds {held}, and {needed} {verb} needed here.",
-                f"{needed[0].upper()}{needed[1:]} {verb} made by {made_by}, and this file is for {taken_by}.",
+                f"'{self.name}' holds {own.holds}, and {needed.holds} {needed.verb} needed here.",
+                f"{needed.holds[0].upper()}{needed.holds[1:]} {needed.verb} made by {needed.made_by}, and this file "
+                f"is for {own.taken_by}.",
             )
         return self
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from profusion_cli import __version__
 from profusion_cli.bundle.container import write_entries
-from profusion_cli.bundle.manifest import FILES, MANIFEST, PREVIEW, SCHEMA_VERSION, check_manifest, check_preview
+from profusion_cli.bundle.kinds import FILES
+from profusion_cli.bundle.manifest import MANIFEST, PREVIEW, SCHEMA_VERSION, check_manifest, check_preview
 from profusion_cli.bundle.plain_yaml import dump_plain, parse_plain
 from profusion_cli.bundle.tensors import find_non_finite, layout
 from profusion_cli.errors import DivergedError

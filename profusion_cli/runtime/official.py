@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from profusion_cli.bundle import write_bundle
+from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.errors import UsageError
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, Placement
 from profusion_cli.runtime.hub import Source
-from profusion_cli.runtime.weights import PROMPTNET_FILE, pack, promptnet_section, read_official
+from profusion_cli.runtime.weights import pack, promptnet_section, read_official
 
 
 def import_official(

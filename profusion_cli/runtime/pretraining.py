@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from profusion_cli.bundle import write_bundle
+from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset, Listing, epoch_order, load_square, make_dataset, scan_pictures
@@ -59,7 +60,7 @@ from profusion_cli.runtime.training import (
     make_accelerator,
     select_trainable,
 )
-from profusion_cli.runtime.weights import PROMPTNET_FILE, pack, promptnet_section
+from profusion_cli.runtime.weights import pack, promptnet_section
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 SHEET_PICTURES = 4

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
+from profusion_cli.bundle.kinds import UNET_FILE, WORD_FILE
 from profusion_cli.config import Config, SampleConfig
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.prompts import Prompt
@@ -27,8 +28,6 @@ from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.weights import (
-    UNET_FILE,
-    WORD_FILE,
     check_base,
     check_fit,
     promptnet_from_bundle,

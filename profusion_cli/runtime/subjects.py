@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from profusion_cli.bundle import write_bundle
+from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.config import Config
 from profusion_cli.console import Output
 from profusion_cli.images import strip
@@ -25,10 +26,6 @@ from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (
-    PROMPTNET_FILE,
-    UNET_FILE,
-    VIEWS_FILE,
-    WORD_FILE,
     check_fit,
     load_promptnet,
     pack,

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
+from profusion_cli.bundle.kinds import PROMPTNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.config import PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import STDIO, read_source
@@ -30,10 +31,6 @@ from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet, PromptNetConfig, unet_architecture
 from profusion_cli.runtime.views import Views
 
-PROMPTNET_FILE = "promptnet.safetensors"
-UNET_FILE = "unet.safetensors"
-WORD_FILE = "word.safetensors"
-VIEWS_FILE = "views.safetensors"
 UNTRAINED = "untrained"
 BESIDE_BASE = "base"
 RESIDUAL_HEADS = ("residual_projections", "mid_residual_projection")
