@@ -10,7 +10,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from profusion_cli import __version__
 from profusion_cli.commands import (
@@ -24,7 +24,7 @@ from profusion_cli.commands import (
     pretrain,
     sample,
 )
-from profusion_cli.console import print_error
+from profusion_cli.console import download_bars, print_error
 from profusion_cli.errors import DeviceError, ProfusionError
 
 INTERRUPTED = 130
@@ -59,6 +59,14 @@ class Commands(TyperGroup):
             _wait_for_first_process()
             print_error(failure)
             raise typer.Exit(failure.exit_code) from error
+
+
+class Command(TyperCommand):
+    """Keeps downloads as quiet as the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with download_bars(not ctx.params.get("quiet") and _is_first_process()):
+            return super().invoke(ctx)
 
 
 MEMORY_HINTS = {
@@ -106,15 +114,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One picture of a face or thing becomes a model that draws it anywhere.",
 )
-app.command("pretrain")(pretrain.pretrain)
-app.command("augment")(augment.augment)
-app.command("finetune")(finetune.finetune)
-app.command("sample")(sample.sample)
-app.command("interpolate")(interpolate.interpolate)
-app.command("evaluate")(evaluate.evaluate)
-app.command("import")(importer.import_promptnet)
-app.command("inspect")(inspect.inspect)
-app.command("presets")(presets.presets)
+app.command("pretrain", cls=Command)(pretrain.pretrain)
+app.command("augment", cls=Command)(augment.augment)
+app.command("finetune", cls=Command)(finetune.finetune)
+app.command("sample", cls=Command)(sample.sample)
+app.command("interpolate", cls=Command)(interpolate.interpolate)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
+app.command("import", cls=Command)(importer.import_promptnet)
+app.command("inspect", cls=Command)(inspect.inspect)
+app.command("presets", cls=Command)(presets.presets)
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +35,28 @@ def print_result(text: str) -> None:
             ) from error
 
 
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+
+_downloads_wanted: ContextVar[bool] = ContextVar("downloads_wanted", default=True)
+
+
+@contextmanager
+def download_bars(wanted: bool) -> Iterator[None]:
+    """Whether downloads in the block may draw progress bars on a terminal."""
+    token = _downloads_wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _downloads_wanted.reset(token)
+
+
+def shows_download_bars() -> bool:
+    """Whether a download may draw its progress bar: it is wanted, and standard error is a terminal."""
+    return _downloads_wanted.get() and _stderr().is_terminal
+
+
 class Output:
     """The one sink of a command.
 
@@ -45,11 +68,7 @@ class Output:
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
         self.as_json = as_json
-        self.stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-        # read when huggingface_hub is imported, which is later
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-        if quiet or not self.stderr.is_terminal:
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        self.stderr = _stderr()
 
     def note(self, text: str) -> None:
         """Something good to know."""
@@ -101,7 +120,7 @@ class Output:
 
 def print_error(error: ProfusionError) -> None:
     """One sentence that says what is wrong, and one that says what to do."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    console = _stderr()
     console.print(f"[red]Error:[/red] {escape(error.message)}")
     if error.hint:
         console.print(escape(error.hint))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import huggingface_hub
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, constants
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
+from profusion_cli.console import shows_download_bars
 from profusion_cli.errors import UnavailableError
 from profusion_cli.presets import local_path
 
@@ -111,15 +115,36 @@ def _at_hand(source: Source, name: str) -> Path | None:
 
 
 def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
-    return Path(
-        huggingface_hub.hf_hub_download(
-            source.id,
-            name,
-            subfolder=source.subfolder or None,
-            revision=source.revision,
-            local_files_only=local_files_only,
+    with _hub_reports(shows_download_bars()):
+        return Path(
+            huggingface_hub.hf_hub_download(
+                source.id,
+                name,
+                subfolder=source.subfolder or None,
+                revision=source.revision,
+                local_files_only=local_files_only,
+            )
         )
-    )
+
+
+@contextlib.contextmanager
+def _hub_reports(bars: bool) -> Iterator[None]:
+    """Keep the Hub client's warnings off the terminal, and its bars unless they are wanted.
+
+    What the user's environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
+    """
+    level = hub_logging.get_verbosity()
+    disable = not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        hub_logging.set_verbosity_error()
+    if disable:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
+        if disable:
+            enable_progress_bars()
 
 
 def _download(source: Source, name: str, what: str) -> Path | None:
