@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,6 +64,14 @@ def draw_photo(path: Path, colour: str = "tan", size: tuple[int, int] = (160, 14
     draw.rectangle((60, 50, 70, 60), fill="black")
     image.save(path)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_on_every_cpu() -> Iterator[None]:
+    """`auto` is float32, as on a CPU that does not compute bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("profusion_cli.runtime.device.cpu_computes_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.errors import ConfigError, DeviceError, UnavailableError
 from profusion_cli.presets import resolve_config
+from profusion_cli.runtime import device
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import is_out_of_memory, resolve_device, resolve_placement
 from profusion_cli.runtime.hub import Source, find_files
@@ -24,6 +25,7 @@ from profusion_cli.runtime.parts import PARTS as TABLE
 from profusion_cli.runtime.random_base import write_clip_tokenizer
 from tests.conftest import REFERENCE, needs_reference, ok, run
 
+COMPUTES_BFLOAT16 = device.cpu_computes_bfloat16  # before conftest.py puts another in its place
 PARTS = ("unet", "vae", "text_encoder", "vision")
 
 
@@ -394,6 +396,21 @@ def test_devices():
             resolve_device("cuda")
     placement = resolve_placement("cpu", "auto", training=True)
     assert (placement.dtype, placement.autocast) == (torch.float32, "no")
+
+
+@pytest.mark.parametrize("feature", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_a_cpu_that_computes_bfloat16_trains_in_it(feature, monkeypatch):
+    """Either feature is enough, also where torch does not know the other one."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not COMPUTES_BFLOAT16()
+    monkeypatch.setattr(torch.cpu, feature, lambda: True, raising=False)
+    assert COMPUTES_BFLOAT16()
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", COMPUTES_BFLOAT16)
+    placement = resolve_placement("cpu", "auto", training=True)
+    assert (placement.dtype, placement.autocast) == (torch.bfloat16, "bf16")
+    assert resolve_placement("cpu", "auto", training=False).dtype == torch.float32
+    assert resolve_placement("cpu", "float32", training=True).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from profusion_cli.evaluation.report import (
     summarise,
     table_of,
 )
-from profusion_cli.evaluation.runner import Run, comparison_of
+from profusion_cli.evaluation.runner import Cell, Run, comparison_of
 from profusion_cli.evaluation.study import Figure, build_study, read_study, shipped_studies
 from profusion_cli.evaluation.subjects import drawn, reference_photo, subjects_of
 from profusion_cli.faceworld.captions import vocabulary
@@ -37,6 +37,7 @@ from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.world import SPLITS
 from profusion_cli.files import locked
 from profusion_cli.presets import preset_folder
+from profusion_cli.runtime import device
 from profusion_cli.runtime.random_base import build_random_base
 from tests.conftest import draw_photo, ok, run
 
@@ -536,10 +537,14 @@ def test_a_photo_that_is_damaged_stops_a_run_before_it_begins(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def cells_in(study: Path, folder: Path) -> list[Cell]:
+    made = Run(folder, read_study(str(study)))
+    return made.cells(made.study.methods)
+
+
 def cells_of(study: Path, folder: Path) -> dict[tuple[str, str], bool]:
     """Which cells of a run are finished, by method and subject."""
-    made = Run(folder, read_study(str(study)))
-    return {(cell.method.name, cell.subject.name): cell.made is not None for cell in made.cells(made.study.methods)}
+    return {(cell.method.name, cell.subject.name): cell.made is not None for cell in cells_in(study, folder)}
 
 
 def test_new_weights_photos_and_presets_make_cells_stale(tmp_path: Path) -> None:
@@ -576,6 +581,31 @@ def test_new_weights_photos_and_presets_make_cells_stale(tmp_path: Path) -> None
     safetensors.torch.save_file({name: tensor * 1.05 for name, tensor in tensors.items()}, weights)
     assert not any(cells_of(study, folder).values())
     assert len(list(folder.rglob("*.pfz"))) == 0
+
+
+def test_a_run_on_another_cpu_does_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the study changes but what `auto` means; people can compare the pictures wherever they are."""
+    source = study_of(tmp_path, metrics={}, outputs={})
+    kinds = {"base": {"kind": "base"}, "free": {"finetune.steps": 0}, "tuned": {"augment": False}}
+    inverted = {"finetune.method": "textual-inversion"}
+    study = write(tmp_path, {**source, "methods": {**kinds, "inverted": inverted}})
+    source |= {"settings": {**QUICK, "dtype": "float32"}, "pairs": None}
+    named = write(tmp_path, {**source, "methods": {"tuned": kinds["tuned"]}}, "named.yaml")
+    folder = tmp_path / "run"
+    ok("evaluate", study, "-o", folder, "--limit", 1)
+    before = cells_of(study, folder)
+    assert {method for (method, subject), made in before.items() if made} == {*kinds, "inverted"}
+    marks = [cell.mark for cell in cells_in(named, folder)]
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: True)
+    trained = {name for (name, subject), made in cells_of(study, folder).items() if not made and subject == "ann"}
+    assert trained == {"tuned", "inverted"}
+    result = run("evaluate", study, "-o", folder, "--limit", 1)
+    assert result.exit_code == 9 and "precision" in result.stderr
+    _, entries, _, unfinished = comparison_of(folder)
+    assert {entry.method for entry in entries} == {"tuned", "inverted"} and unfinished == 2
+    assert [cell.mark for cell in cells_in(named, folder)] == marks
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: False)
+    assert cells_of(study, folder) == before
 
 
 def test_new_weights_of_a_judge_make_it_judge_again(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from profusion_cli.methods import class_noun
 from profusion_cli.presets import local_path
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.device import resolve_placement
+from profusion_cli.runtime.device import resolve_dtype, resolve_placement
 from profusion_cli.runtime.hub import tree_sha256
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
@@ -131,6 +131,7 @@ class Run:
         output: where progress goes.
         device: that metrics run on.
         keep_bundles: keep the subjects' bundles, of which every method makes one for every subject.
+        elsewhere: pictures may have been made in a precision that `auto` does not mean on this machine.
 
     Raises:
         ConfigError: subjects, metrics or columns that are not there.
@@ -145,8 +146,9 @@ class Run:
         output: Output | None = None,
         device: torch.device | None = None,
         keep_bundles: bool = False,
+        elsewhere: bool = False,
     ) -> None:
-        self.folder, self.study, self.keep_bundles = folder, study, keep_bundles
+        self.folder, self.study, self.keep_bundles, self.elsewhere = folder, study, keep_bundles, elsewhere
         self.output = output or Output(quiet=True)
         self.everyone = subjects_of(study)
         self.subjects = self.everyone[:limit]
@@ -234,8 +236,8 @@ class Run:
         stale = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is None and cell.record]
         if stale and not go_on:
             raise OutputError(
-                f"{len(stale)} finished cells in '{self.folder}' were made with settings, a preset, weights or photos "
-                f"that have changed since, such as {stale[0].method.name}, {stale[0].subject.name}.",
+                f"{len(stale)} finished cells in '{self.folder}' were made with settings, a preset, weights, photos or "
+                f"a precision that have changed since, such as {stale[0].method.name}, {stale[0].subject.name}.",
                 hint,
             )
         if before != text:
@@ -253,18 +255,22 @@ class Run:
             for number, subject in enumerate(subjects[: self.study.counts_of(method).subjects]):
                 own = _config_of(config, subject)
                 folder = self.folder / "cells" / slug(method.name) / slug(subject.name)
-                found.append(Cell(method, subject, number, own, self._mark(method, subject, number, own), folder))
+                made = read_json(folder / CELL_FILE) or {}
+                precision = made.get("precision") if self.elsewhere else _precision(method, own)
+                mark = self._mark(method, subject, number, own, precision)
+                found.append(Cell(method, subject, number, own, mark, folder))
         return found
 
-    def _mark(self, method: Method, subject: Subject, number: int, config: Config) -> str:
+    def _mark(self, method: Method, subject: Subject, number: int, config: Config, precision: str | None) -> str:
         jobs = [[*job, dict(self.study.asks(job[0]))] for job in self._jobs(method, number, config)]
         known: list[Any] = [method.kind, self._photo_mark(subject, method), jobs]
         if method.kind != DRAWN:
             known.append(self._base_mark(config.base, *parts_for("draws")))
-            kept = ("base", "sample", "class_word", "concept_prompt", "dtype", "seed")
+            kept = ("base", "sample", "class_word", "concept_prompt", "seed")
             kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
             kept += ("pretrain",) if method.pretrain else ()
-            known.append({key: value for key, value in changed(config).items() if key in kept})
+            settings = {key: value for key, value in changed(config).items() if key in kept}
+            known.append({**settings, "dtype": precision})
         if method.kind == DESCRIBED:
             known.append(subject.description)
         if method.kind in (SUBJECT, TWO):
@@ -456,6 +462,7 @@ class Run:
                 pictures.append({"prompt": text, "index": index, "file": name})
         seconds = round(time.perf_counter() - started, 2)
         record = {"mark": cell.mark, "method": cell.method.name, "subject": cell.subject.name, "seconds": seconds}
+        record["precision"] = _precision(cell.method, cell.config)
         write_json(cell.folder / CELL_FILE, {**record, **origin, "pictures": pictures})
 
     def _drawn(self, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
@@ -467,6 +474,7 @@ class Run:
         unused = ("preset", "sample", "pretrain")
         config = _config_of(self.study.config(cell.method), subject)
         settings = {key: value for key, value in config.as_dict().items() if key not in unused}
+        settings["dtype"] = resolve_dtype(config.device, config.dtype, training=config.finetune.steps > 0)
         known = [self._photo_mark(subject, cell.method), self._weights(cell.method, config)]
         if cell.method.pretrain:
             settings["promptnet"] |= {"weights": str(self._promptnet(cell.method)), "sha256": None, "note": ""}
@@ -474,7 +482,7 @@ class Run:
         if cell.method.augment and cell.config.finetune.steps > 0:
             chosen = {key: settings[key] for key in ("augment", "class_word", "base", "seed", "device")}
             if settings["augment"]["inpaint"]:
-                chosen["dtype"] = settings["dtype"]
+                chosen["dtype"] = resolve_dtype(config.device, config.dtype, training=False)
             source, flags = self._command("augment", subject, known, photo, chosen), []
         return self._command("finetune", subject, known, source, settings, *flags)
 
@@ -647,6 +655,13 @@ def _config_of(config: Config, subject: Subject) -> Config:
     return replace(config, class_word=subject.class_word or config.class_word)
 
 
+def _precision(method: Method, config: Config) -> str:
+    """In what pictures are drawn on this machine, and in what subjects are made where that is something else."""
+    trained = method.kind in (SUBJECT, TWO) and config.finetune.steps > 0
+    chosen = [resolve_dtype(config.device, config.dtype, training) for training in (False, trained)]
+    return "/".join(dict.fromkeys(chosen))
+
+
 def _made_on(model: BaseModel) -> dict[str, str]:
     return {"device": str(model.placement.device), "dtype": str(model.placement.dtype)}
 
@@ -685,7 +700,7 @@ def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:
         raise ConfigError(
             f"The study in '{folder}' names no methods to compare.", "Add `pairs: {ours: ..., others: [...]}` to it."
         )
-    run = Run(folder, replace(study, metrics={}, outputs={}))
+    run = Run(folder, replace(study, metrics={}, outputs={}), elsewhere=True)
     chosen = [method for method in study.methods if method.name in (study.pairs.ours, *study.pairs.others)]
     entries, unfinished = [], 0
     for cell in run.cells(chosen):

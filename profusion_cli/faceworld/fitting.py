@@ -13,15 +13,15 @@ from safetensors.torch import save
 from torch import nn
 
 from profusion_cli.files import atomic_output
+from profusion_cli.runtime.device import cpu_computes_bfloat16
 
 AVERAGE_DECAY = 0.999
 WARMUP = 0.02
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is fast: on GPUs, and on CPUs with AMX tiles; else float32."""
-    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-    return torch.bfloat16 if fast else torch.float32
+    """bfloat16 where it is fast: on GPUs, and on CPUs that compute it; else float32."""
+    return torch.bfloat16 if device.type == "cuda" or cpu_computes_bfloat16() else torch.float32
 
 
 class Fit:

@@ -62,9 +62,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Placement:
     """Device and precision for a command.
 
-    `auto` is float32 on a CPU. On a GPU it is float16 for sampling, whose finer mantissa keeps the small
-    changes of a fine-tuning, and for training bfloat16 where the GPU has it and else float16; trained
-    weights themselves are float32 while training.
+    `auto` is for training bfloat16 where the device computes it, and else float32 on a CPU and float16 on a GPU;
+    trained weights themselves are float32 while training. For sampling it is float32 on a CPU and float16 on a GPU,
+    whose finer mantissas keep the small changes of a fine-tuning.
 
     Raises:
         DeviceError: as `resolve_device`, or float16 training on a CPU.
@@ -73,7 +73,7 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     if dtype_name != "auto":
         dtype = DTYPES[dtype_name]
     elif device.type == "cpu":
-        dtype = torch.float32
+        dtype = torch.bfloat16 if training and cpu_computes_bfloat16() else torch.float32
     elif training and device.type == "cuda":
         dtype = torch.bfloat16 if _gpu_computes_bfloat16(device) else torch.float16
     else:
@@ -86,6 +86,24 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type != "cpu" else dtype
     autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     return Placement(device, dtype, encoder_dtype, autocast)
+
+
+def resolve_dtype(device_name: str, dtype_name: str, training: bool) -> str:
+    """The dtype's own name; what `auto` means depends on the machine, and what is named does not.
+
+    Raises:
+        DeviceError: `auto` on a device that this machine does not have.
+    """
+    if dtype_name != "auto":
+        return dtype_name
+    dtype = resolve_placement(device_name, dtype_name, training).dtype
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether this machine's CPU does by itself, with AMX or AVX512-BF16; on others bfloat16 is slower than float32."""
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not every release of torch has both
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
 def _gpu_computes_bfloat16(device: torch.device) -> bool:
