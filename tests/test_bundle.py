@@ -347,7 +347,7 @@ def test_file_that_the_manifest_does_not_list(written):
     refused(zipped([entries[0], entries[1], entries[3], preview]), "unet.safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # zipfile's
 def test_duplicate_entry(written):
     entries = entries_of(written)
     refused(zipped([*entries[:3], *entries[2:]]), "'unet.safetensors' twice")

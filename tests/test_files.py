@@ -106,14 +106,14 @@ def test_what_cannot_be_read(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             read_source(str(tmp_path / name))
         assert str(tmp_path / name) in caught.value.message.replace(f"{tmp_path}'", f"{tmp_path}/'")
-    with pytest.raises(InputError, match="cannot be read: File name too long"):
+    with pytest.raises(InputError, match=f"cannot be read: {os.strerror(errno.ENAMETOOLONG)}"):
         read_source("a" * 300)
 
 
 @as_user
 def test_a_file_without_permission(tmp_path):
     (tmp_path / "a").touch(0o200)
-    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+    with pytest.raises(InputError, match=f"cannot be read: {os.strerror(errno.EACCES)}"):
         read_source(str(tmp_path / "a"))
 
 
@@ -131,9 +131,9 @@ def test_check_output(tmp_path):
         check_output(path, False)
     assert "--force" in caught.value.hint
     check_output(path, True)
-    with pytest.raises(OutputError, match="Not a directory"):
+    with pytest.raises(OutputError, match=os.strerror(errno.ENOTDIR)):
         check_output(path / "b", True)
-    with pytest.raises(OutputError, match="too long"):
+    with pytest.raises(OutputError, match=os.strerror(errno.ENAMETOOLONG)):
         check_output(tmp_path / ("b" * 300), False)
     with pytest.raises(OutputError, match="not a regular file"):
         check_output(Path(os.devnull), True)
@@ -287,11 +287,14 @@ def test_words_for_a_full_disk(tmp_path, number):
 
 
 def test_words_for_other_failures(tmp_path):
-    with pytest.raises(OutputError, match="written: Input/output error") as caught, atomic_output(tmp_path / "a"):
+    with (
+        pytest.raises(OutputError, match=f"written: {os.strerror(errno.EIO)}") as caught,
+        atomic_output(tmp_path / "a"),
+    ):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert caught.value.hint == "Choose another place."
     with (
-        pytest.raises(OutputError, match="cannot be written: File name too long"),
+        pytest.raises(OutputError, match=f"cannot be written: {os.strerror(errno.ENAMETOOLONG)}"),
         atomic_output(tmp_path / ("a" * 300)),
     ):
         pytest.fail("the block must not begin")
