@@ -42,20 +42,7 @@ def read_source(source: str) -> bytes | mmap.mmap:
     if not source:
         raise InputError("The name of an input is empty.", "Name a file, or - for standard input.")
     if source == STDIO:
-        if sys.stdin is None:
-            raise InputError("Standard input is closed.", "Pipe a file into the command, or name it instead of '-'.")
-        if sys.stdin.isatty():
-            raise InputError(
-                "Standard input is a terminal, so '-' has nothing to read.",
-                "Pipe a file into the command, or name the file instead of '-'.",
-            )
-        data = sys.stdin.buffer.read()
-        if not data:
-            raise InputError(
-                "Standard input is empty.",
-                "The command before the pipe wrote nothing: read its message, or name a file.",
-            )
-        return data
+        return _read_stdin()
     path = Path(source)
     try:
         if path.is_dir():
@@ -74,6 +61,22 @@ def read_source(source: str) -> bytes | mmap.mmap:
         raise InputError(
             f"'{source}' cannot be read: {error.strerror or error}.", "Check the path and its permissions."
         ) from error
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise InputError("Standard input is closed.", "Pipe a file into the command, or name it instead of '-'.")
+    if sys.stdin.isatty():
+        raise InputError(
+            "Standard input is a terminal, so '-' has nothing to read.",
+            "Pipe a file into the command, or name the file instead of '-'.",
+        )
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise InputError(
+            "Standard input is empty.", "The command before the pipe wrote nothing: read its message, or name a file."
+        )
+    return data
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -205,18 +208,8 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
         BrokenPipeError: nobody reads standard output any more.
     """
     if str(target) == STDIO:
-        try:
-            with tempfile.TemporaryFile() as spool:
-                yield spool
-                spool.seek(0)
-                shutil.copyfileobj(spool, sys.stdout.buffer, 1 << 20)
-                sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise  # whoever reads has had enough: not an error of ours
-        except OSError as error:
-            with suppress(OSError):  # what is stuck in the buffer would fail once more at exit
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise _write_failure(str(target), error) from error
+        with _spooled_stdout() as spool:
+            yield spool
         return
     path = Path(os.path.realpath(target))
     temporary: str | None = None
@@ -242,6 +235,23 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def _spooled_stdout() -> Iterator[BinaryIO]:
+    """A temporary file that goes to standard output when the block ends well."""
+    try:
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            shutil.copyfileobj(spool, sys.stdout.buffer, 1 << 20)
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has had enough: not an error of ours
+    except OSError as error:
+        with suppress(OSError):  # what is stuck in the buffer would fail once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _write_failure(STDIO, error) from error
 
 
 def _claim(temporary: str, path: Path) -> None:

@@ -75,37 +75,40 @@ def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -
     for match in placeholder_pattern(placeholder).finditer(text):
         pieces.append(text[position : match.start()])
         number = match.group(1)
-        if number == "":
-            pieces.append(EACH)
-        elif 1 <= int(number) <= subjects:
-            pieces.append(int(number) - 1)
-        else:
+        if number and not 1 <= int(number) <= subjects:
             raise InputError(
                 f"The prompt '{text}' names {match.group(0)}, but there {_count(subjects)}.",
                 f"Use '{placeholder}', or pass a bundle for every numbered subject.",
             )
+        pieces.append(int(number) - 1 if number else EACH)
         position = match.end()
     pieces.append(text[position:])
-    named = {piece for piece in pieces if isinstance(piece, int)}
+    _check_named({piece for piece in pieces if isinstance(piece, int)}, text, placeholder, subjects)
+    if subjects == 1:
+        pieces = [0 if piece == EACH else piece for piece in pieces]
+    return Prompt(text, tuple(piece for piece in pieces if piece != ""))
+
+
+def _check_named(named: set[int], text: str, placeholder: str, subjects: int) -> None:
+    """A prompt names each of its subjects, all of them in one way; one may be called either way."""
     if not named:
         raise InputError(
             f"The prompt '{text}' has no placeholder {placeholder}, so the subject would not be in the picture.",
             f"Write it where the subject belongs, as in '{placeholder} in anime style' (quote it for the shell).",
         )
     if subjects == 1:
-        pieces = [0 if piece == EACH else piece for piece in pieces]
-    elif EACH in named and len(named) > 1:
+        return
+    if EACH in named and len(named) > 1:
         raise InputError(
             f"The prompt '{text}' mixes '{placeholder}' with numbered placeholders.",
             "Use the plain placeholder for every subject in turn, or number all of them.",
         )
-    elif EACH not in named and len(named) < subjects:
+    if EACH not in named and len(named) < subjects:
         missing = min(set(range(subjects)) - named) + 1
         raise InputError(
             f"The prompt '{text}' never names subject {missing} of {subjects}.",
             f"Name every subject, or use '{placeholder}' for each in turn, or leave out its bundle.",
         )
-    return Prompt(text, tuple(piece for piece in pieces if piece != ""))
 
 
 def _count(subjects: int) -> str:
