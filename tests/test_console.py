@@ -11,7 +11,7 @@ import pytest
 from conftest import run
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
 IMPORTS = """
@@ -34,7 +34,11 @@ def test_no_environment_variable_is_changed():
 @pytest.mark.parametrize(
     ("terminal", "quiet", "bars"), [(True, (), True), (True, ("--quiet",), False), (False, (), False)]
 )
-def test_downloads_show_their_bars_on_a_terminal_that_is_not_quiet(tmp_path, monkeypatch, terminal, quiet, bars):
+@pytest.mark.parametrize("disabled", [False, True])
+def test_downloads_show_their_bars_on_a_terminal_that_is_not_quiet(
+    tmp_path, monkeypatch, terminal, quiet, bars, disabled
+):
+    """Also where they were off before: transformers switches the Hub's off with its own."""
     seen = set()
 
     def download(*arguments: object, **options: object) -> str:
@@ -46,8 +50,10 @@ def test_downloads_show_their_bars_on_a_terminal_that_is_not_quiet(tmp_path, mon
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
     monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
     monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    (disable_progress_bars if disabled else enable_progress_bars)()
     before = are_progress_bars_disabled(), hub_logging.get_verbosity()
     result = run("import", "some/promptnet", "-o", tmp_path / "x.pfz", *quiet)
     assert result.exit_code == 8 and "some/promptnet" in result.stderr
     assert seen == {(bars, hub_logging.ERROR)}
     assert (are_progress_bars_disabled(), hub_logging.get_verbosity()) == before
+    enable_progress_bars()

@@ -129,22 +129,25 @@ def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
 
 @contextlib.contextmanager
 def _hub_reports(bars: bool) -> Iterator[None]:
-    """Keep the Hub client's warnings off the terminal, and its bars unless they are wanted.
+    """Keep the Hub client's warnings off the terminal, and its bars unless they are wanted; then all is as before.
 
-    What the user's environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
+    Transformers switches the Hub's bars off with its own, so they may have to be switched on. What the user's environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
     """
     level = hub_logging.get_verbosity()
-    disable = not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    switch, back = (
+        (enable_progress_bars, disable_progress_bars) if bars else (disable_progress_bars, enable_progress_bars)
+    )
+    differs = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and are_progress_bars_disabled() == bars
     if "HF_HUB_VERBOSITY" not in os.environ:
         hub_logging.set_verbosity_error()
-    if disable:
-        disable_progress_bars()
+    if differs:
+        switch()
     try:
         yield
     finally:
         hub_logging.set_verbosity(level)
-        if disable:
-            enable_progress_bars()
+        if differs:
+            back()
 
 
 def _download(source: Source, name: str, what: str) -> Path | None:
