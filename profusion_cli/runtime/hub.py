@@ -131,7 +131,8 @@ def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
 def _hub_reports(bars: bool) -> Iterator[None]:
     """Keep the Hub client's warnings off the terminal, and its bars unless they are wanted; then all is as before.
 
-    Transformers switches the Hub's bars off with its own, so they may have to be switched on. What the user's environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
+    Transformers switches the Hub's bars off with its own, so they may have to be switched on. What the user's
+    environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
     """
     level = hub_logging.get_verbosity()
     switch, back = (
