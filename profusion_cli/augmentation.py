@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from profusion_cli.bundle import Bundle, write_bundle
+from profusion_cli.bundle import Bundle, make_bundle
 from profusion_cli.bundle.kinds import IMAGES_FILE
 from profusion_cli.config import AugmentConfig, Config
 from profusion_cli.errors import BundleError, InputError, UsageError
@@ -209,11 +209,12 @@ def describe(augmented: Augmented, config: AugmentConfig, prompt: str) -> dict[s
     return {"inpainted": True, "prompt": prompt, "negative_prompt": config.negative_prompt, "views": views}
 
 
-def write_images(target: str, augmented: Augmented, manifest: dict[str, Any], force: bool) -> str:
-    """Write an `images` bundle and return its SHA-256.
+def images_bundle(augmented: Augmented, manifest: dict[str, Any]) -> Bundle:
+    """An `images` bundle of pictures.
 
-    Raises:
-        OutputError: as `write_bundle`.
+    Args:
+        augmented: the pictures, with backgrounds.
+        manifest: as for `make_bundle`, without the kind.
     """
     tensors = {
         "original": augmented.original.transpose(2, 0, 1),
@@ -224,7 +225,7 @@ def write_images(target: str, augmented: Augmented, manifest: dict[str, Any], fo
     packed = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
     preview = io.BytesIO()
     sheet(augmented).save(preview, "PNG")
-    return write_bundle(target, {"kind": "images", **manifest}, {IMAGES_FILE: packed}, preview.getvalue(), force)
+    return make_bundle({"kind": "images", **manifest}, {IMAGES_FILE: packed}, preview.getvalue())
 
 
 def read_images(bundle: Bundle) -> Augmented:
@@ -250,26 +251,21 @@ def read_images(bundle: Bundle) -> Augmented:
     return Augmented(original.transpose(1, 2, 0), original_mask, pictures.transpose(0, 2, 3, 1), masks)
 
 
-def parse_drop(text: str | None, count: int) -> list[int]:
-    """The numbers of `--drop 3,7`, sorted, each once.
+def check_drop(numbers: Sequence[int], count: int) -> None:
+    """Pictures that are left out are there.
+
+    Args:
+        numbers: as on the sheet.
+        count: how many pictures the sheet has, without the original.
 
     Raises:
-        UsageError: not numbers, or numbers of no picture.
+        UsageError: numbers of no picture.
     """
-    if text is None:
-        return []
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UsageError(
-            f"--drop '{text}' is not a number, nor numbers with commas between.", "For example: --drop 3,7"
-        ) from None
     if unknown := [str(number) for number in numbers if not 1 <= number <= count]:
         raise UsageError(
-            f"--drop {text} names picture {', '.join(unknown)}, and the sheet has 1 to {count}.",
+            f"--drop {','.join(map(str, numbers))} names picture {', '.join(unknown)}, and the sheet has 1 to {count}.",
             "Take the numbers from the sheet; the original always stays.",
         )
-    return numbers
 
 
 def kept(images: Sequence[Image.Image], dropped: Sequence[int]) -> list[Image.Image]:

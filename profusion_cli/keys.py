@@ -34,6 +34,11 @@ class Key:
         return self.field.metadata["help"]
 
     @property
+    def is_required(self) -> bool:
+        """Whether every preset must give it."""
+        return self.default is MISSING
+
+    @property
     def flags(self) -> list[str]:
         """The names of its option; none where only `--set` reaches it."""
         flag = self.field.metadata["flag"]

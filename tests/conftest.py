@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner, Result
 
 from profusion_cli.app import app
+from profusion_cli.bundle import make_bundle
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REFERENCE = SHARED / "reference"
@@ -54,6 +55,13 @@ def ok(*arguments: object, **options: object) -> Result:
         raise result.exception
     assert result.exit_code == 0, f"{arguments}\n{result.stderr}"
     return result
+
+
+def write_bundle(target: object, manifest: dict, files: dict, preview: bytes | None = None, force: bool = False) -> str:
+    """A bundle as a file; its SHA-256."""
+    bundle = make_bundle(manifest, files, preview)
+    bundle.save(target, force)
+    return bundle.sha256
 
 
 def draw_photo(path: Path, colour: str = "tan", size: tuple[int, int] = (160, 140)) -> Path:

@@ -21,11 +21,11 @@ from profusion_cli.augmentation import (
     read_images,
     warp,
 )
-from profusion_cli.bundle import read_bundle, write_bundle
+from profusion_cli.bundle import read_bundle
 from profusion_cli.config import AugmentConfig
 from profusion_cli.errors import BundleError, InputError
 from profusion_cli.images import crop_square, decode_photo, read_png_record
-from tests.conftest import SHARED, draw_photo, ok, run
+from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 
 TINY = ("--preset", "tiny-random")
 needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")

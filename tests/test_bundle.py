@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import mmap
+import os
 import random
 import struct
 import zipfile
@@ -18,9 +19,10 @@ import yaml
 from safetensors.numpy import load, save
 
 from profusion_cli import __version__
-from profusion_cli.bundle import looks_like_bundle, plain_yaml, read_bundle, tensors, write_bundle
+from profusion_cli.bundle import looks_like_bundle, plain_yaml, read_bundle, tensors
 from profusion_cli.errors import BundleError, DivergedError, OutputError
 from profusion_cli.files import sha256_of
+from tests.conftest import write_bundle
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
 PARENT = "ab" * 32
@@ -245,15 +247,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, existing):
     path = tmp_path / "me.pfz"
     if existing:
         path.write_bytes(existing)
-    writestr = zipfile.ZipFile.writestr
 
-    def failing(archive, info, data):
-        if len(archive.filelist) == 2:
-            assert [file for file in tmp_path.iterdir() if file != path]  # it was half written
-            raise OSError(errno.ENOSPC, "No space left on device")
-        writestr(archive, info, data)
+    def failing(handle):
+        assert [file for file in tmp_path.iterdir() if file != path]  # it was half written
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OutputError, match="no space left"):
         write_bundle(path, MANIFEST, TENSORS, force=True)
     assert [file.name for file in tmp_path.iterdir()] == (["me.pfz"] if existing else [])

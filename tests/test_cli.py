@@ -23,9 +23,9 @@ import yaml
 
 from profusion_cli import __version__
 from profusion_cli.app import app
-from profusion_cli.bundle import read_bundle, write_bundle
+from profusion_cli.bundle import read_bundle
 from profusion_cli.mappings import merge
-from tests.conftest import SHARED, draw_photo, ok, run
+from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("pretrain", "augment", "finetune", "sample", "interpolate", "import", "inspect", "presets", "evaluate")

@@ -15,9 +15,9 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from profusion_cli import images
+from profusion_cli.commands.picture_targets import check_suffix
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import sha256_of
-from profusion_cli.picture_targets import check_suffix
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "preprocess"
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from profusion_cli.bundle import read_bundle, write_bundle
+from profusion_cli.bundle import read_bundle
 from profusion_cli.images import encode_animation, read_png_record, strip
 from profusion_cli.runtime.sampling import frame_weights
-from tests.conftest import SHARED, ok, run
+from tests.conftest import SHARED, ok, run, write_bundle
 
 PROMPT = "S* as an astronaut"
 

@@ -4,7 +4,7 @@ The entries, in this order: `manifest.yaml`, one or more `*.safetensors`, and ma
 Nothing is executed, and nothing goes to the disk.
 
 - `reading`: the `Bundle`, verified as a whole
-- `writing`: its opposite
+- `writing`: making one
 - `container`: the ZIP file
 - `kinds`: the kinds of bundles, and the files that they hold
 - `manifest`: what a manifest must say
@@ -15,6 +15,6 @@ Nothing is executed, and nothing goes to the disk.
 
 from profusion_cli.bundle.container import looks_like_bundle
 from profusion_cli.bundle.reading import Bundle, read_bundle
-from profusion_cli.bundle.writing import write_bundle
+from profusion_cli.bundle.writing import make_bundle
 
-__all__ = ["Bundle", "looks_like_bundle", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "looks_like_bundle", "make_bundle", "read_bundle"]

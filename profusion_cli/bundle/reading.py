@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from profusion_cli.bundle.container import read_entries
@@ -13,7 +14,7 @@ from profusion_cli.bundle.plain_yaml import parse_plain
 from profusion_cli.bundle.refusal import AGAIN, Refused, show
 from profusion_cli.bundle.tensors import Data, find_non_finite, layout
 from profusion_cli.errors import BundleError
-from profusion_cli.files import sha256_of
+from profusion_cli.files import atomic_output, sha256_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Bundle:
     size: int
     manifest: dict[str, Any] = field(repr=False)
     preview: bytes | None = field(repr=False)
+    data: memoryview = field(repr=False)
     _entries: dict[str, memoryview] = field(repr=False)
 
     @property
@@ -41,6 +43,15 @@ class Bundle:
         if file_name not in self._entries:
             raise BundleError(f"'{self.name}' has no '{file_name}', which is needed here.", AGAIN)
         return self._entries[file_name]
+
+    def save(self, target: str | Path, force: bool = False) -> None:
+        """Write it as a file; `-` is standard output.
+
+        Raises:
+            OutputError: the target exists (without `force`) or cannot be written.
+        """
+        with atomic_output(target, force) as output:
+            output.write(self.data)
 
     def require(self, kind: str) -> Bundle:
         """This bundle, if it is of `kind`.
@@ -72,9 +83,19 @@ def read_bundle(data: Data, name: str) -> Bundle:
             _check_file(file, entries[file], listed)
     except Refused as error:
         raise BundleError(f"'{name}' {error}.", error.hint) from None
+    return _bundle(view, name, entries, manifest)
+
+
+def unpack(view: memoryview, name: str) -> Bundle:
+    """A bundle that has just been made, and needs no check."""
+    entries = read_entries(view)
+    return _bundle(view, name, entries, parse_plain(entries[MANIFEST]))
+
+
+def _bundle(view: memoryview, name: str, entries: dict[str, memoryview], manifest: dict[str, Any]) -> Bundle:
     preview = bytes(entries[PREVIEW]) if PREVIEW in entries else None
     files = {file: entries[file] for file in manifest["files"]}
-    return Bundle(name, sha256_of(view), len(view), manifest, preview, files)
+    return Bundle(name, sha256_of(view), len(view), manifest, preview, view, files)
 
 
 def _read_manifest(entries: dict[str, memoryview]) -> dict[str, Any]:

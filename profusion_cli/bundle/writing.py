@@ -1,10 +1,9 @@
-"""Writing a bundle: the same content gives the same bytes, on any machine at any time."""
+"""Making a bundle: the same content gives the same bytes, on any machine at any time."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from profusion_cli import __version__
@@ -12,26 +11,25 @@ from profusion_cli.bundle.container import write_entries
 from profusion_cli.bundle.kinds import FILES
 from profusion_cli.bundle.manifest import MANIFEST, PREVIEW, SCHEMA_VERSION, check_manifest, check_preview
 from profusion_cli.bundle.plain_yaml import dump_plain, parse_plain
+from profusion_cli.bundle.reading import Bundle, unpack
 from profusion_cli.bundle.tensors import find_non_finite, layout
 from profusion_cli.errors import DivergedError
-from profusion_cli.files import atomic_output, sha256_of
+from profusion_cli.files import sha256_of
 
 
-def write_bundle(
-    target: str | Path,
-    manifest: Mapping[str, Any],
-    files: Mapping[str, bytes | memoryview],
-    preview: bytes | None = None,
-    force: bool = False,
-) -> str:
-    """Write a bundle to `target` (`-` for standard output) and return the sha256 of the whole file.
+def make_bundle(
+    manifest: Mapping[str, Any], files: Mapping[str, bytes | memoryview], preview: bytes | None = None
+) -> Bundle:
+    """A bundle in memory, as it would be read from a file.
 
-    `manifest` holds kind, base, config, seed, inputs and parents, and what else its kind needs;
-    schema_version, tool and files are filled in.
+    Args:
+        manifest: kind, base, config, seed, inputs and parents, and what else its kind needs; schema_version, tool and
+            files are filled in.
+        files: safetensors files by their names.
+        preview: a PNG.
 
     Raises:
         DivergedError: the weights contain non-finite numbers.
-        OutputError: the target exists (without `force`) or cannot be written.
         ValueError: the caller's mistake: unknown kind or file name, not safetensors, odd values.
     """
     if unknown := set(files) - set(FILES):
@@ -55,7 +53,6 @@ def write_bundle(
     if preview is not None:
         check_preview(preview)
         entries[PREVIEW] = preview
-    with atomic_output(target, force) as output:
-        write_entries(output, entries)
-        output.seek(0)
-        return hashlib.file_digest(output, "sha256").hexdigest()
+    archive = io.BytesIO()
+    write_entries(archive, entries)
+    return unpack(archive.getbuffer(), f"{whole['kind']}.pfz")

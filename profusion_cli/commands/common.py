@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from profusion_cli.config import Config, build_config
+from profusion_cli.config import Config
 from profusion_cli.console import Output, print_result
-from profusion_cli.errors import BundleError, ConfigError, UsageError
+from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, read_source
-from profusion_cli.presets import resolve_config
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
+    from profusion_cli.images import Photo
+    from profusion_cli.jobs.views import Region
 
 
 BUNDLE_SUFFIX = ".pfz"
@@ -55,6 +55,49 @@ def check_apart(sources: Sequence[str], targets: Sequence[str]) -> None:
             raise UsageError(f"'{path}' is where another output goes.", "Choose another name.")
 
 
+def decode(data: bytes | mmap.mmap, source: str, output: Output, as_mask: bool = False) -> Photo:
+    """A picture from the command line, with what there is to say about it.
+
+    Raises:
+        InputError: as `decode_photo`.
+    """
+    from profusion_cli.images import decode_photo
+
+    picture = decode_photo(data, display_name(source), as_mask)
+    for note in picture.notes:
+        output.warn(note)
+    return picture
+
+
+def check_region(mask: str | None, box: str | None) -> None:
+    """One way to say where the subject is.
+
+    Raises:
+        UsageError: two, or a box that is none.
+    """
+    if mask is not None and box is not None:
+        raise UsageError("--mask and --box are given together.", "Leave one of them out.")
+    if box is not None:
+        from profusion_cli.masks import parse_box
+
+        parse_box(box)
+
+
+def read_region(mask: str | None, box: str | None, output: Output) -> Region:
+    """Where `--mask` or `--box` says that the subject is.
+
+    Raises:
+        UsageError: as `check_region`.
+        InputError: a mask that is no picture.
+    """
+    from profusion_cli.jobs.views import Region
+    from profusion_cli.masks import parse_box
+
+    check_region(mask, box)
+    picture = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
+    return Region(picture, None if box is None else parse_box(box))
+
+
 def open_bundle(source: str, kind: str) -> Bundle:
     """A verified bundle of the wanted kind, from a file or `-`.
 
@@ -67,68 +110,11 @@ def open_bundle(source: str, kind: str) -> Bundle:
     return read_bundle(read_source(source), display_name(source)).require(kind)
 
 
-def configure(
-    preset: str | None,
-    remembered: Mapping[str, Any] | None,
-    flags: Mapping[str, Any],
-    settings: Sequence[str] | None,
-) -> Config:
-    """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path.
-
-    Args:
-        preset: `--preset`.
-        remembered: the configuration in a bundle's manifest.
-        flags: values of keys given as options. Another base model leaves nothing of the preset's own.
-        settings: arguments of `--set`.
-    """
-    other_base = flags.get("base.id")
-    config = resolve_config(
-        preset, remembered, {key: value for key, value in flags.items() if key != "base.id"}, settings or ()
-    )
-    base = config.base
-    if other_base is not None:
-        base = replace(base, id=other_base, revision=None, random=None)
-        if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
-            config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
-    if base.random is None and os.path.isdir(os.path.expanduser(base.id)):
-        base = replace(base, id=str(Path(base.id).expanduser().resolve()))
-    return replace(config, base=base)
-
-
-def remembered_config(bundle: Bundle) -> dict[str, Any]:
-    """The configuration in a bundle's manifest.
-
-    Raises:
-        BundleError: it is none that this version understands.
-    """
-    try:
-        build_config(bundle.manifest["config"])
-    except ConfigError as error:
-        raise BundleError(
-            f"The configuration in '{bundle.name}' is not understood: {error.message}",
-            "It was edited, or made by another version of profusion: make it again.",
-        ) from None
-    return bundle.manifest["config"]
-
-
-def remember(config: Config) -> dict[str, Any]:
-    """The configuration for a bundle's manifest: all of it but what belongs to the machine."""
-    return {key: value for key, value in config.as_dict().items() if key not in ("device", "dtype", "seed")}
-
-
 def print_config(config: Config) -> None:
     """The resolved configuration as YAML on standard output (`--dry-run`)."""
     import yaml
 
     print_result(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).rstrip())
-
-
-def warn_if_random(config: Config, output: Output) -> None:
-    """Random weights are called random."""
-    if config.base.random is not None:
-        output.warn("The base model has random weights: it exercises every step, and draws noise.")
-    elif config.promptnet.weights == "untrained":
-        output.warn("PromptNet is untrained: S* says nothing about the subject yet.")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.augment import (
-    augment_record,
-    check_mask_options,
-    decode,
-    fill_backgrounds,
-    find_mask,
-    move,
-    photo_input,
-    warn_if_random_inpainting,
-)
 from profusion_cli.commands.common import (
     check_apart,
     check_one_stdin,
-    configure,
+    check_region,
+    decode,
     display_name,
     print_config,
-    remember,
-    remembered_config,
-    warn_if_random,
+    read_region,
 )
 from profusion_cli.console import Output
-from profusion_cli.errors import BundleError, UsageError
+from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, check_target, read_source
 from profusion_cli.methods import PROFUSION, is_word_method
 
@@ -59,37 +50,62 @@ def read_inputs(sources: list[str]) -> list[Bundle | Any]:
     return inputs
 
 
-def check_augmentation(config: Config, photos: int, bundles: int, given: dict[str, bool]) -> bool:
-    """Whether a photo is augmented first; options that would have no effect are refused.
+def check_given(config: Config, flags: Mapping[str, Any], photos: int, bundles: int, given: Mapping[str, bool]) -> None:
+    """Options that would have no effect are refused.
+
+    Args:
+        config: the resolved configuration.
+        flags: values of keys given as options.
+        photos, bundles: how many of each are given.
+        given: whether each option that concerns augmentation is.
 
     Raises:
         UsageError: such an option.
     """
-    used = [name for name, is_given in given.items() if is_given]
+    method = config.finetune.method
+    if "promptnet.weights" in flags and is_word_method(method):
+        raise UsageError(
+            f"--promptnet has no effect with --method {method}, whose S* is an ordinary word.", "Leave it out."
+        )
     if bundles > 1 and given["--drop"]:
         raise UsageError(
             f"--drop counts the pictures of one sheet, and there are {bundles} images bundles.",
             "Fine-tune on one of them, or leave --drop out.",
         )
     if bundles:
-        reason, allowed = "with an images bundle, whose pictures are made", ("--drop",)
+        reason, allowed = "with an images bundle, whose pictures are made", "--drop"
         hint = "Leave it out, or give the photo."
     elif given["--no-augment"]:
-        reason, allowed, hint = "with --no-augment", ("--no-augment",), "Leave one of them out."
+        reason, allowed, hint = "with --no-augment", "--no-augment", "Leave one of them out."
     elif photos > 1:
-        reason, allowed = "with several photos, which are views of the subject already", ("--no-augment",)
+        reason, allowed = "with several photos, which are views of the subject already", "--no-augment"
         hint = "Augment each with `profusion augment`, and give the bundles."
-    elif config.finetune.method != PROFUSION:
-        reason, allowed = f"with --method {config.finetune.method}, which trains on the photo itself", ("--no-augment",)
+    elif method != PROFUSION:
+        reason, allowed = f"with --method {method}, which trains on the photo itself", "--no-augment"
         hint = "Augment it with `profusion augment`, and give the bundle."
     elif config.finetune.steps == 0:
-        reason, allowed, hint = "with --steps 0, which trains on nothing", ("--no-augment",), "Leave it out."
+        reason, allowed, hint = "with --steps 0, which trains on nothing", "--no-augment", "Leave it out."
     else:
-        return True
-    for name in used:
-        if name not in allowed:
+        return
+    for name, is_given in given.items():
+        if is_given and name != allowed:
             raise UsageError(f"{name} has no effect {reason}.", hint)
-    return False
+
+
+def parse_drop(text: str | None) -> list[int]:
+    """The numbers of `--drop 3,7`, sorted, each once.
+
+    Raises:
+        UsageError: not numbers.
+    """
+    if text is None:
+        return []
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(
+            f"--drop '{text}' is not a number, nor numbers with commas between.", "For example: --drop 3,7"
+        ) from None
 
 
 @options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE)
@@ -134,6 +150,8 @@ def finetune(
     `profusion sample` draws from, without the photos. One photo is augmented first, as by `profusion
     augment`; several photos are views already and are trained on as they are.
     """
+    from profusion_cli.jobs.configuration import configure, remembered_config
+
     promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = read_inputs(photos)
@@ -145,13 +163,9 @@ def finetune(
     if dry_run:
         print_config(config)
         return
+    started = time.perf_counter()
     output = Output(quiet, as_json)
-    if promptnet is not None and is_word_method(config.finetune.method):
-        raise UsageError(
-            f"--promptnet has no effect with --method {config.finetune.method}, whose S* is an ordinary word.",
-            "Leave it out.",
-        )
-    check_mask_options(mask, box)
+    check_region(mask, box)
     given = {
         "--no-augment": no_augment,
         "--drop": drop is not None,
@@ -160,59 +174,39 @@ def finetune(
         "--views": "augment.views" in flags,
         "--no-inpaint": "augment.inpaint" in flags,
     }
-    augmented = check_augmentation(config, len(photos) - len(bundles), len(bundles), given)
+    check_given(config, flags, len(photos) - len(bundles), len(bundles), given)
+    dropped = parse_drop(drop)
     check_apart([*photos, mask or "", promptnet or ""], [target])
     check_target(target, force, as_json)
 
-    from PIL import Image
-
-    from profusion_cli.augmentation import kept, parse_drop, read_images
-    from profusion_cli.images import crop_square
-
-    dropped = parse_drop(drop, config.augment.views) if augmented else []
-    squares: list[Image.Image] = []
-    further: list[Image.Image] = []
-    origins: list[dict[str, str]] = []
-    for source, item in zip(photos, inputs, strict=True):
-        if item in bundles:
-            images = read_images(item)
-            if len(images.original) != config.base.resolution:
-                raise BundleError(
-                    f"The pictures in '{item.name}' have {len(images.original)} pixels a side, and the base model "
-                    f"takes {config.base.resolution}.",
-                    "Use the preset that they were made with, or run `profusion augment` again with this one.",
-                )
-            dropped = parse_drop(drop, len(images.pictures))
-            squares.append(Image.fromarray(images.original))
-            further += kept(images.images, dropped)
-            origins += item.manifest["inputs"]
-        else:
-            picture = decode(read_source(source) if item is None else item, source, output)
-            squares.append(crop_square(picture.image, config.base.resolution))
-            origins.append(photo_input(picture))
-    record: dict[str, Any] | None = {"dropped": dropped} if bundles else None
-    if augmented:
-        found, how, masks = find_mask(config, picture, mask, box, output)
-        moved = move(squares[0], found, config, output)
-        origins += masks
-        record = {**augment_record(moved, config, how), "dropped": dropped}
-    warn_if_random(config, output)
-    if augmented and config.base.random is None:
-        warn_if_random_inpainting(config, output)
-
-    from profusion_cli.runtime.subjects import make_subject
-
-    def more() -> tuple[list[Image.Image], dict[str, Any] | None]:
-        if not augmented:
-            return further, record
-        made, _ = fill_backgrounds(moved, config, output)
-        return kept(made.images, dropped), record
+    from profusion_cli.jobs.subject import make_subject
 
     made = make_subject(
-        *(config, squares, origins, remember(config), target, force, output),
-        parents=[bundle.sha256 for bundle in bundles],
-        augment=more,
+        [
+            item if item in bundles else decode(read_source(source) if item is None else item, source, output)
+            for source, item in zip(photos, inputs, strict=True)
+        ],
+        config,
+        augment=not no_augment,
+        region=read_region(mask, box, output),
+        drop=dropped,
+        listener=output,
     )
+    made.save(target, force)
     if target != STDIO:
         output.line(target)
-    output.record({"path": target, **made})
+    output.record({"path": target, **summary(made, config), "seconds": round(time.perf_counter() - started, 2)})
+
+
+def summary(made: Bundle, config: Config) -> dict[str, Any]:
+    """What `--json` says of a subject."""
+    losses = made.manifest["loss"] or {"first": None, "last": None}
+    return {
+        "sha256": made.sha256,
+        "kind": made.kind,
+        "method": config.finetune.method,
+        "views": made.manifest["pictures"],
+        "steps": config.finetune.steps,
+        "first_loss": losses["first"],
+        "last_loss": losses["last"],
+    }

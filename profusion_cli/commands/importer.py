@@ -36,7 +36,8 @@ def import_promptnet(
 
     from profusion_cli.runtime.official import import_official
 
-    made = import_official(source, subfolder, revision, save_dtype, target, force)
+    bundle, made = import_official(source, subfolder, revision, save_dtype)
+    bundle.save(target, force)
     dropped = made["dropped"]
     if dropped:
         output.note(f"Dropped {len(dropped)} weights of residual heads that the method does not use:")

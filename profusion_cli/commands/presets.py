@@ -1,14 +1,32 @@
-"""`profusion presets`: what presets there are."""
+"""`profusion presets`: what presets there are, and what keys they set."""
 
 from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
 
 from profusion_cli.console import Output
 from profusion_cli.options import Json
 from profusion_cli.presets import PRESET_VARIABLE, default_preset, read_preset, shipped_presets
 
 
-def presets(as_json: Json = False) -> None:
-    """List and describe the shipped presets."""
+def presets(
+    keys: Annotated[
+        bool, typer.Option("--keys", help="List every key of the configuration: type, range, default and help.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List and describe the shipped presets, or the keys that they and `--set` give values to."""
+    output = Output(as_json=as_json)
+    lines, record = describe_keys() if keys else describe_presets()
+    for line in lines:
+        output.line(line)
+    output.record(record)
+
+
+def describe_presets() -> tuple[list[str], dict[str, Any]]:
+    """Lines for people, and the same as plain data."""
     entries = []
     for name, path in shipped_presets().items():
         values = read_preset(name)
@@ -32,7 +50,23 @@ def presets(as_json: Json = False) -> None:
             f"  {'':<{width}}  base {entry['base']}; PromptNet {entry['promptnet'] or 'none, give --promptnet'}"
         )
     lines.append(f"* is the default; {PRESET_VARIABLE} changes it. A YAML file works like a shipped preset.")
-    output = Output(as_json=as_json)
-    for line in lines:
-        output.line(line)
-    output.record({"presets": entries})
+    return lines, {"presets": entries}
+
+
+def describe_keys() -> tuple[list[str], dict[str, Any]]:
+    """Lines for people, and the same as plain data."""
+    import json
+
+    from profusion_cli.keys import all_keys
+    from profusion_cli.mappings import plain
+
+    entries, lines = [], []
+    for key in all_keys().values():
+        entry = {"key": key.name, "type": key.type, "range": key.range or None, "required": key.is_required}
+        entry |= {"default": None if key.is_required else plain(key.default), "help": key.help, "option": key.flag}
+        entries.append(entry)
+        default = "no default" if key.is_required else f"default {json.dumps(entry['default'], ensure_ascii=False)}"
+        option = f" [{key.flag}]" if key.flag else ""
+        lines.append(f"{key.name}: {', '.join(filter(None, (key.type, key.range, default)))}{option}")
+        lines.append(f"    {key.help}")
+    return lines, {"keys": entries}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.common import configure, print_config, remember
+from profusion_cli.commands.common import print_config
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, check_target
@@ -55,6 +55,8 @@ def pretrain(
     The base model stays frozen. Runs on several GPUs or machines with `torchrun -m profusion_cli pretrain ...` or
     `accelerate launch -m profusion_cli pretrain ...`; machines must share the work folder.
     """
+    from profusion_cli.jobs.configuration import configure, remember
+
     config = configure(preset, None, flags, settings)
     main = int(os.environ.get("RANK", "0")) == 0
     if dry_run:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.common import (
-    check_one_stdin,
-    configure,
-    open_bundle,
-    print_config,
-    remembered_config,
-    split_arguments,
-    warn_if_random,
-)
+from profusion_cli.commands.common import check_one_stdin, open_bundle, print_config, split_arguments
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
-from profusion_cli.prompts import parse_prompt, read_prompts
+from profusion_cli.prompts import read_prompts
 
 SHEET_CELL = 256
 
@@ -67,9 +60,8 @@ def sample(
     Picture j of every prompt is drawn with seed + j, whatever the batch size. With several subjects,
     S* stands for each in turn; S1*, S2* name them within one prompt.
     """
-    from profusion_cli.lineage import picture_parameters, picture_record
-    from profusion_cli.picture_targets import plan_targets
-    from profusion_cli.sampling_inputs import check_same_base, check_useful, class_words_of, references
+    from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
+    from profusion_cli.jobs.configuration import configure, remembered_config
 
     output = Output(quiet, as_json)
     sources, texts = split_arguments(arguments)
@@ -84,56 +76,64 @@ def sample(
     if dry_run:
         print_config(config)
         return
-    check_same_base(bundles)
-    class_words = class_words_of(bundles, config, flags.get("class_word"))
-    prompts = [parse_prompt(text, config.placeholder, len(bundles)) for text in texts]
-    targets = plan_targets(target, prompts, config, force, as_json)
-    if sheet is not None:
-        taken = {
-            os.path.realpath(path) for path in (*targets.values(), *(os.path.dirname(p) for p in targets.values()))
-        }
-        if sheet == STDIO or os.path.realpath(sheet) in taken:
-            raise UsageError(f"--sheet '{sheet}' is where something else goes.", "Give the sheet a file of its own.")
-        if not sheet.lower().endswith(".png"):
-            raise UsageError(f"--sheet '{sheet}' is not a .png name, and the sheet is a PNG.", "Use a .png name.")
-        check_target(sheet, force)
-    reference_views = references(bundles) if sheet is not None else []
-    warn_if_random(config, output)
 
-    from PIL import Image
+    from profusion_cli.jobs.pictures import draw
 
-    from profusion_cli.images import contact_sheet, encode_picture
-    from profusion_cli.runtime.backbone import BaseModel
-    from profusion_cli.runtime.device import resolve_placement
-    from profusion_cli.runtime.sampling import Sampler
-
-    placement = resolve_placement(config.device, config.dtype, training=False)
-    rows: list[list[Any]] = [[] for _ in prompts]
+    pictures = draw(bundles, texts, config, class_word=flags.get("class_word"), listener=output)
+    targets = plan_targets(target, texts, config, force, as_json)
+    labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
     made = []
-    with BaseModel(config.base, placement) as base:
-        drawer = Sampler(base, bundles, class_words, prompts, config)
-        for warning in drawer.warnings():
-            output.warn(warning)
-        batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
-        with output.progress("Sampling", batches * len(drawer.timesteps)) as step:
-            for picture in drawer.draw(step):
-                prompt, tokens = prompts[picture.prompt], drawer.tokens[picture.prompt]
-                record = picture_record(prompt, tokens.twin, picture.index, bundles, config)
-                path = targets[picture.prompt, picture.index]
-                data = encode_picture(path, picture.image, picture_parameters(record, config, picture.image), record)
-                with atomic_output(path, force) as file:
-                    file.write(data)
-                if path != STDIO:
-                    output.line(path)
-                if sheet is not None:
-                    picture.image.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
-                    rows[picture.prompt].append(picture.image)
-                made.append({"path": path, "prompt": prompt.text, "seed": record["seed"]})
-    if sheet is not None:
-        labelled = [(prompt.text, row) for prompt, row in zip(prompts, rows, strict=True)]
-        labelled_sheet = contact_sheet(labelled, reference_views, SHEET_CELL)
-        with atomic_output(sheet, force) as file:
-            labelled_sheet.save(file, "PNG")
+    for picture in pictures:
+        path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
+        picture.save(path, force)
+        if path != STDIO:
+            output.line(path)
+        if labelled is not None:
+            labelled.add(text, picture.prompt, picture.image)
+        made.append({"path": path, "prompt": text, "seed": picture.record["seed"]})
+    if labelled is not None:
+        labelled.save()
         if target != STDIO:
             output.line(sheet)
     output.record({"pictures": made, "sheet": sheet})
+
+
+class Sheet:
+    """The labelled contact sheet of `--sheet`: a row for each prompt, below the references.
+
+    Args:
+        path: where it goes.
+        others: where the pictures go.
+        force: overwrite it.
+        references: name and first view of each subject.
+
+    Raises:
+        UsageError: a name that is taken, or that is not a PNG's.
+        OutputError: something is in the way.
+    """
+
+    def __init__(self, path: str, others: Iterable[str], force: bool, references: list[tuple[str, Any]]) -> None:
+        taken = {os.path.realpath(place) for other in others for place in (other, os.path.dirname(other))}
+        if path == STDIO or os.path.realpath(path) in taken:
+            raise UsageError(f"--sheet '{path}' is where something else goes.", "Give the sheet a file of its own.")
+        if not path.lower().endswith(".png"):
+            raise UsageError(f"--sheet '{path}' is not a .png name, and the sheet is a PNG.", "Use a .png name.")
+        check_target(path, force)
+        self.path, self.force, self.references = path, force, references
+        self.rows: dict[int, tuple[str, list[Any]]] = {}
+
+    def add(self, text: str, row: int, image: Any) -> None:
+        """A picture, small, behind those of its row."""
+        from PIL import Image
+
+        small = image.copy()
+        small.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
+        self.rows.setdefault(row, (text, []))[1].append(small)
+
+    def save(self) -> None:
+        """Write it."""
+        from profusion_cli.images import contact_sheet
+
+        whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
+        with atomic_output(self.path, self.force) as file:
+            whole.save(file, "PNG")

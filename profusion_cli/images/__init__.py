@@ -8,7 +8,7 @@
 - `lettering`: the text between them
 """
 
-from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, encode_animation, encode_picture
+from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, encode_animation, encode_picture, is_animation
 from profusion_cli.images.photos import Photo, crop_square, decode_photo
 from profusion_cli.images.records import encode_png, parameters_text, read_png_record
 from profusion_cli.images.sheets import contact_sheet, numbered_sheet, strip
@@ -24,6 +24,7 @@ __all__ = [
     "encode_animation",
     "encode_picture",
     "encode_png",
+    "is_animation",
     "numbered_sheet",
     "parameters_text",
     "read_png_record",

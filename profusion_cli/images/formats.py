@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO
 from profusion_cli.images.records import encode_png
 
@@ -34,14 +35,25 @@ ANIMATIONS: Mapping[str, Callable[[Sequence[Image.Image], float], bytes]] = {
 """Writers of an endless animation there and back again: of RGB frames of one size, at so many a second."""
 
 
+def is_animation(target: str) -> bool:
+    """Whether a file of this name is an animation."""
+    return Path(target).suffix.lower() in ANIMATIONS
+
+
 def encode_picture(target: str, image: Image.Image, parameters: str, record: dict[str, Any]) -> bytes:
     """A picture as its file's name asks for it; PNG on standard output.
 
     Args:
         target: a name that ends in a key of `PICTURES`, or `-`.
         image, parameters, record: see `encode_png`.
+
+    Raises:
+        UsageError: another ending.
     """
-    return PICTURES[PNG if target == STDIO else Path(target).suffix.lower()](image, parameters, record)
+    suffix = PNG if target == STDIO else Path(target).suffix.lower()
+    if suffix not in PICTURES:
+        raise UsageError(f"'{target}' has no ending of a picture that is written here.", f"Use {', '.join(PICTURES)}.")
+    return PICTURES[suffix](image, parameters, record)
 
 
 def encode_animation(target: str, frames: Sequence[Image.Image], fps: float) -> bytes:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from profusion_cli.augmentation import Augmented, background_prompt
 from profusion_cli.config import BaseConfig, Config, InpaintModel
-from profusion_cli.console import Output
 from profusion_cli.errors import DeviceError, UnavailableError
+from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import quiet_libraries
 from profusion_cli.runtime.device import Placement, picture_generator, resolve_placement
 from profusion_cli.runtime.hub import Source
@@ -58,7 +58,7 @@ class InpaintingModel(PipelineModel):
         return super().pipeline
 
 
-def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> tuple[np.ndarray, dict[str, Any]]:
+def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) -> tuple[np.ndarray, dict[str, Any]]:
     """Paint around the subjects.
 
     Every picture has a generator of its own, from its seed, so that the batch size changes nothing.
@@ -66,7 +66,7 @@ def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> t
     Args:
         augmented: the moved subjects.
         config: the resolved configuration.
-        output: where progress goes.
+        listener: who hears of it.
 
     Returns:
         uint8 pictures of shape (N, S, S, 3), in which the subjects are repainted too, if only slightly; and what a
@@ -87,9 +87,9 @@ def paint_backgrounds(augmented: Augmented, config: Config, output: Output) -> t
         pipeline = model.pipeline
         for text in texts:
             if len(model.tokenizer(text, verbose=False).input_ids) > model.tokenizer.model_max_length:
-                output.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
+                listener.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
         starts = range(0, len(images), settings.batch_size)
-        with output.progress("Inpainting", len(starts) * settings.steps) as step, quiet_libraries():
+        with listener.progress("Inpainting", len(starts) * settings.steps) as step, quiet_libraries():
             for number, start in enumerate(starts):
                 part = slice(start, start + settings.batch_size)
                 count = len(images[part])

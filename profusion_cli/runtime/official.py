@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from profusion_cli.bundle import write_bundle
+from profusion_cli.bundle import Bundle, make_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.errors import UsageError
@@ -17,15 +17,13 @@ from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.weights import pack, promptnet_section, read_official
 
 
-def import_official(
-    id: str, subfolder: str, revision: str | None, save_dtype: str, target: str, force: bool
-) -> dict[str, Any]:
-    """Write a promptnet bundle from a PromptNet in the authors' layout.
+def import_official(id: str, subfolder: str, revision: str | None, save_dtype: str) -> tuple[Bundle, dict[str, Any]]:
+    """A promptnet bundle from a PromptNet in the authors' layout.
 
     Where its base model lies beside it in the same folder, the bundle remembers the fingerprint.
 
     Returns:
-        A summary: SHA-256 of the bundle, its parameters, and the dropped weights.
+        The bundle, and a summary: its SHA-256, its parameters, and the dropped weights.
 
     Raises:
         UnavailableError: it cannot be had or is not in that layout.
@@ -52,6 +50,6 @@ def import_official(
         "promptnet_source": {"weights": id, "revision": revision, "dropped": list(dropped)},
     }
     files = {PROMPTNET_FILE: pack(promptnet.state_dict(), DTYPES[save_dtype])}
-    sha256 = write_bundle(target, manifest, files, force=force)
+    bundle = make_bundle(manifest, files)
     parameters = sum(parameter.numel() for parameter in promptnet.parameters())
-    return {"sha256": sha256, "kind": "promptnet", "parameters": parameters, "dropped": list(dropped)}
+    return bundle, {"sha256": bundle.sha256, "kind": "promptnet", "parameters": parameters, "dropped": list(dropped)}

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
-from profusion_cli.bundle import write_bundle
+from profusion_cli.bundle import make_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.console import Output
@@ -586,7 +586,9 @@ def pretrain(
             with output_hint(
                 f"The training is kept: free some space or choose another -o, and add --resume --work '{work}'."
             ):
-                summary["sha256"] = write_bundle(target, manifest, files, force=force)
+                bundle = make_bundle(manifest, files)
+                bundle.save(target, force)
+                summary["sha256"] = bundle.sha256
     # only here: a process that has failed tells why before it breaks the connections of the others
     accelerator.end_training()
     return {**summary, "seconds": round(time.perf_counter() - started, 2)}

@@ -1,0 +1,138 @@
+"""Where the pictures of sampling go, and what is checked before they are drawn."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from profusion_cli.bundle import Bundle
+from profusion_cli.commands.common import check_apart
+from profusion_cli.config import Config
+from profusion_cli.errors import BundleError, InputError, UsageError
+from profusion_cli.files import STDIO, check_target
+from profusion_cli.images import decode_photo
+from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, is_animation
+from profusion_cli.samplers import SAMPLERS
+
+DEFAULT_FOLDER = "pictures"
+FILE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".svg", ".pdf"),
+    *(".mp4", ".avi", ".mov", ".webm", ".mkv", ".zip", ".pfz"),
+)
+"""What a name ends in that is meant for a file, not for a folder of pictures."""
+
+
+def picture_name(number: int, prompt: str, seed: int) -> str:
+    """File name of a picture: number of the prompt, its words, and the seed."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().replace("*", "")).strip("-")[:60].strip("-")
+    return f"{number + 1:02d}-{words or 'picture'}-{seed}{PNG}"
+
+
+def check_suffix(target: str, written: Collection[str]) -> None:
+    """A name is that of a folder, or of a file of a kind that is written here.
+
+    Raises:
+        UsageError: it is empty, or that of another file.
+    """
+    if not target:
+        raise UsageError("The name of the output is empty.", "Name a file or a folder with -o.")
+    suffix = Path(target).suffix.lower()
+    if suffix in FILE_SUFFIXES and suffix not in written and not os.path.isdir(target):
+        kinds = " or ".join(", ".join(written).rsplit(", ", 1))
+        raise UsageError(
+            f"'{target}' would be a {suffix} file, which is not written here.", f"Use a {kinds} name, or a folder."
+        )
+
+
+def plan_targets(
+    target: str | None, prompts: Sequence[str], config: Config, force: bool, as_json: bool
+) -> dict[tuple[int, int], str]:
+    """Where each picture goes, checked before the work.
+
+    Raises:
+        UsageError: one file for several pictures, or for something else than a picture.
+        OutputError: something is in the way.
+    """
+    if target is not None:
+        check_suffix(target, PICTURES)
+    count = len(prompts) * config.sample.num_images
+    if target == STDIO or (target is not None and Path(target).suffix.lower() in PICTURES):
+        if count > 1:
+            where = "standard output" if target == STDIO else f"the one file '{target}'"
+            raise UsageError(f"{count} pictures do not fit into {where}.", "Name a folder with -o.")
+        targets = {(0, 0): target}
+    else:
+        folder = Path(DEFAULT_FOLDER if target is None else target)
+        targets = {
+            (number, index): str(folder / picture_name(number, prompt, config.seed + index))
+            for number, prompt in enumerate(prompts)
+            for index in range(config.sample.num_images)
+        }
+    for path in targets.values():
+        check_target(path, force, as_json)
+    return targets
+
+
+def plan_frames(
+    target: str, frames: int, fps: float | None, sources: Sequence[str], force: bool, as_json: bool
+) -> list[str]:
+    """Where the frames of an interpolation go, checked before the work: one file for all, or one for each.
+
+    Args:
+        target: `-o`.
+        frames: how many.
+        fps: `--fps`, if it is given.
+        sources: the subjects' files.
+        force, as_json: see `check_target`.
+
+    Raises:
+        UsageError: a kind of file that is not written here, an input's name, or a rate where nothing moves.
+        OutputError: something is in the way.
+    """
+    kinds = (*PICTURES, *ANIMATIONS)
+    check_suffix(target, kinds)
+    if fps is not None and not is_animation(target):
+        raise UsageError(f"--fps has no effect on '{target}', which is no animation.", "Leave it out.")
+    one_file = target == STDIO or Path(target).suffix.lower() in kinds
+    paths = [target] if one_file else [str(Path(target) / f"frame-{frame:03d}{PNG}") for frame in range(frames)]
+    check_apart(sources, paths)
+    for path in paths:
+        check_target(path, force, as_json)
+    return paths
+
+
+def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
+    """Every option that was given does something.
+
+    Raises:
+        UsageError: one that the chosen sampler does not look at.
+    """
+    own = config.sample
+    kind = SAMPLERS[own.sampler]
+    for name in kind.unused(own.fusion_steps):
+        if f"sample.{name}" in flags:
+            how = f"--sampler {own.sampler}" if name in kind.unused(1) else "--fusion-steps 0"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with {how}.", "Leave it out.")
+
+
+def references(bundles: Sequence[Bundle]) -> list[tuple[str, Image.Image]]:
+    """The first reference view of each subject, from the bundle's preview.
+
+    Raises:
+        BundleError: a preview that is no picture.
+    """
+    pictures = []
+    for bundle in bundles:
+        if bundle.preview is None:
+            continue
+        try:
+            strip = decode_photo(bundle.preview, bundle.name).image
+        except InputError as error:
+            raise BundleError(f"The preview in '{bundle.name}' is no picture: {error.message}", error.hint) from None
+        pictures.append((Path(bundle.name).stem, strip.crop((0, 0, strip.height, strip.height))))
+    return pictures

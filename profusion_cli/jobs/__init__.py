@@ -1,0 +1,13 @@
+"""What the commands and studies have done: plain functions from what is in memory to what is in memory.
+
+Each takes a resolved configuration, says what it has to say to a `Listener`, raises `ProfusionError`, and neither reads
+options nor writes its results.
+
+- `configuration`: a resolved configuration, and what a bundle remembers of one
+- `photos`: photos as they come
+- `views`: a photo -> pictures of its subject elsewhere
+- `subject`: photos and views -> a subject
+- `pictures`: subjects and prompts -> pictures
+- `lineage`: what a picture remembers of its making
+- `promptnet`: many pictures -> a PromptNet
+"""

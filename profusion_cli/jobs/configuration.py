@@ -1,0 +1,88 @@
+"""The configuration of a job, and what bundles remember of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from profusion_cli.bundle import Bundle
+from profusion_cli.config import Config, build_config
+from profusion_cli.errors import BundleError, ConfigError
+from profusion_cli.listener import Listener
+from profusion_cli.presets import resolve_config
+
+MACHINES_OWN = ("device", "dtype", "seed")
+"""Keys that no bundle remembers."""
+
+
+def load_config(preset: str | None = None, settings: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a preset.
+
+    Args:
+        preset: name of a shipped preset, or the path of a YAML file; None: as without `--preset`.
+        settings: values of keys by their dotted names, as `{"sample.steps": 20}`; see `profusion presets --keys`.
+
+    Raises:
+        ConfigError: no such preset or key, or a value that is wrong.
+    """
+    return configure(preset, None, settings or {})
+
+
+def configure(
+    preset: str | None,
+    remembered: Mapping[str, Any] | None,
+    flags: Mapping[str, Any],
+    settings: Sequence[str] | None = None,
+) -> Config:
+    """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path.
+
+    Args:
+        preset: `--preset`.
+        remembered: the configuration in a bundle's manifest.
+        flags: values of keys given as options. Another base model leaves nothing of the preset's own.
+        settings: arguments of `--set`.
+    """
+    other_base = flags.get("base.id")
+    config = resolve_config(
+        preset, remembered, {key: value for key, value in flags.items() if key != "base.id"}, settings or ()
+    )
+    base = config.base
+    if other_base is not None:
+        base = replace(base, id=other_base, revision=None, random=None)
+        if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
+            config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
+    if base.random is None and os.path.isdir(os.path.expanduser(base.id)):
+        base = replace(base, id=str(Path(base.id).expanduser().resolve()))
+    return replace(config, base=base)
+
+
+def remember(config: Config) -> dict[str, Any]:
+    """The configuration for a bundle's manifest: all of it but what belongs to the machine."""
+    return {key: value for key, value in config.as_dict().items() if key not in MACHINES_OWN}
+
+
+def remembered_config(bundle: Bundle) -> dict[str, Any]:
+    """The configuration in a bundle's manifest.
+
+    Raises:
+        BundleError: it is none that this version understands.
+    """
+    try:
+        build_config(bundle.manifest["config"])
+    except ConfigError as error:
+        raise BundleError(
+            f"The configuration in '{bundle.name}' is not understood: {error.message}",
+            "It was edited, or made by another version of profusion: make it again.",
+        ) from None
+    return bundle.manifest["config"]
+
+
+def warn_if_random(config: Config, listener: Listener) -> None:
+    """Random weights are called random."""
+    if config.base.random is not None:
+        listener.warn("The base model has random weights: it exercises every step, and draws noise.")
+    elif config.promptnet.weights == "untrained":
+        listener.warn("PromptNet is untrained: S* says nothing about the subject yet.")

@@ -1,0 +1,204 @@
+"""Subjects and prompts -> pictures, each with a record of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from profusion_cli.bundle import Bundle
+from profusion_cli.config import Config, build_config
+from profusion_cli.errors import BundleError, InputError, UsageError
+from profusion_cli.files import atomic_output
+from profusion_cli.images import encode_picture
+from profusion_cli.jobs.configuration import remembered_config, warn_if_random
+from profusion_cli.jobs.lineage import picture_parameters, picture_record
+from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.prompts import Prompt, parse_prompt
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a subject.
+
+    Args:
+        image: RGB.
+        prompt: number of its prompt, from 0.
+        index: its number j among the pictures of the prompt, or among the frames between subjects.
+        record: how it was made, as plain data; its seed is the configuration's + j.
+        parameters: the same in the words of other tools.
+    """
+
+    image: Image.Image
+    prompt: int
+    index: int
+    record: dict[str, Any]
+    parameters: str
+
+    def save(self, target: str | Path, force: bool = False) -> None:
+        """Write it as a PNG file with its record; `-` is standard output.
+
+        Raises:
+            OutputError: the target exists (without `force`) or cannot be written.
+        """
+        with atomic_output(target, force) as file:
+            file.write(encode_picture(str(target), self.image, self.parameters, self.record))
+
+
+def class_words_of(bundles: Sequence[Bundle], config: Config, given: str | None) -> list[str]:
+    """What each subject is: its own word, unless one was given for all, or the configuration has another."""
+    words = [bundle.manifest["config"]["class_word"] for bundle in bundles]
+    if given is not None or config.class_word != words[0]:
+        return [config.class_word if given is None else given] * len(bundles)
+    return words
+
+
+def check_same_base(bundles: Sequence[Bundle]) -> None:
+    """All subjects live on one base model.
+
+    Raises:
+        BundleError: they do not.
+    """
+    first = bundles[0]
+    for other in bundles[1:]:
+        if other.manifest["base"]["fingerprint"] != first.manifest["base"]["fingerprint"]:
+            raise BundleError(
+                f"'{first.name}' and '{other.name}' were made on different base models "
+                f"('{first.manifest['base']['id']}' and '{other.manifest['base']['id']}').",
+                "Fine-tune them on the same base model to draw them together.",
+            )
+
+
+def draw(
+    subjects: Sequence[Bundle],
+    prompts: Sequence[str],
+    config: Config | None = None,
+    *,
+    class_word: str | None = None,
+    listener: Listener = LOGGED,
+) -> Iterator[Picture]:
+    """Pictures of subjects, prompt by prompt; each is there as soon as its batch is drawn.
+
+    Args:
+        subjects: as `make_subject` makes them; S* stands for each in turn, and S1*, S2* name them within one prompt.
+        prompts: texts with S*.
+        config: the resolved configuration; its `sample` section decides. None: what the first subject remembers.
+        class_word: what every subject is, in place of its own class word.
+        listener: who hears of it.
+
+    Raises:
+        BundleError: subjects of another kind, on different base models, or that do not fit the base model.
+        InputError: a prompt that cannot be used.
+        ConfigError: numbers of guidance scales or weights that do not fit the subjects, or a wrong size.
+    """
+    for bundle in subjects:
+        bundle.require("subject")
+    config = config or build_config(remembered_config(subjects[0]))
+    check_same_base(subjects)
+    class_words = class_words_of(subjects, config, class_word)
+    parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
+    warn_if_random(config, listener)
+    return _draw(subjects, parsed, class_words, config, listener)
+
+
+def _draw(
+    subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
+) -> Iterator[Picture]:
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+    from profusion_cli.runtime.sampling import Sampler
+
+    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False)) as base:
+        sampler = Sampler(base, subjects, class_words, prompts, config)
+        for warning in sampler.warnings():
+            listener.warn(warning)
+        batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
+        with listener.progress("Sampling", batches * len(sampler.timesteps)) as step:
+            for drawn in sampler.draw(step):
+                twin = sampler.tokens[drawn.prompt].twin
+                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, config)
+                parameters = picture_parameters(record, config, drawn.image)
+                yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
+
+
+def check_way(subjects: Sequence[Bundle], frames: int, config: Config) -> None:
+    """A way leads from subject to subject, and its settings mean something.
+
+    Raises:
+        UsageError: too few subjects or frames, several guidance scales, or weights.
+    """
+    if len(subjects) < 2:
+        raise UsageError(
+            f"There is one subject, '{subjects[0].name}', and a way leads between two.",
+            'For example: profusion interpolate a.pfz b.pfz "S* as an astronaut" -o strip.png',
+        )
+    if frames < len(subjects):
+        raise UsageError(
+            f"--frames {frames} leaves out some of the {len(subjects)} subjects.", "Ask for one frame each at least."
+        )
+    if len(config.sample.subject_guidance) != 1:
+        raise UsageError(
+            f"{len(config.sample.subject_guidance)} guidance scales are given, and the subjects share one here.",
+            "Give one number with --subject-guidance.",
+        )
+    if config.sample.weights is not None:
+        raise UsageError("sample.weights has no effect here: they shift from frame to frame.", "Leave it out.")
+
+
+def draw_way(
+    subjects: Sequence[Bundle],
+    prompt: str,
+    frames: int,
+    config: Config | None = None,
+    *,
+    class_word: str | None = None,
+    listener: Listener = LOGGED,
+) -> Iterator[Picture]:
+    """Pictures on the way from one subject to the next (Fig. 5 of the paper), all from the same noise.
+
+    Args:
+        subjects: at least two.
+        prompt: a text with S*, which stands for each subject in turn.
+        frames: how many pictures, the first and the last of one subject; at least one for each subject.
+        config, class_word, listener: as for `draw`.
+
+    Raises:
+        UsageError: too few subjects or frames, or settings that mean nothing here.
+        BundleError, InputError, ConfigError: as `draw`.
+    """
+    for bundle in subjects:
+        bundle.require("subject")
+    config = config or build_config(remembered_config(subjects[0]))
+    check_way(subjects, frames, config)
+    check_same_base(subjects)
+    class_words = class_words_of(subjects, config, class_word)
+    parsed = parse_prompt(prompt, config.placeholder, len(subjects))
+    if parsed.joint:
+        raise InputError(
+            f"The prompt '{parsed.text}' names the subjects, and here the placeholder stands for each in turn.",
+            f"Use the plain placeholder '{config.placeholder}'.",
+        )
+    warn_if_random(config, listener)
+    return _draw_way(subjects, parsed, frames, class_words, config, listener)
+
+
+def _draw_way(
+    subjects: Sequence[Bundle], prompt: Prompt, frames: int, class_words: list[str], config: Config, listener: Listener
+) -> Iterator[Picture]:
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+    from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
+
+    shares = frame_weights(frames, len(subjects))
+    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False)) as base:
+        sampler = Sampler(base, subjects, class_words, [prompt], config)
+        for warning in sampler.warnings():
+            listener.warn(warning)
+        record = picture_record(prompt, sampler.tokens[0].twin, 0, subjects, config)
+        with listener.progress("Interpolating", frames * len(sampler.timesteps)) as step:
+            for frame, image in enumerate(draw_frames(sampler, frames, step)):
+                parameters = picture_parameters(record, config, image)
+                yield Picture(image, 0, frame, {**record, "weights": list(shares[frame])}, parameters)

@@ -1,0 +1,32 @@
+"""Who hears what a job has to say while it works."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOGGER = logging.getLogger("profusion")
+
+Progress = Callable[..., None]
+"""Called with the number of units done, and a short remark if there is one."""
+
+
+class Listener:
+    """Hands notes and warnings to the logger `profusion`, and shows no progress; commands show both on the terminal."""
+
+    def note(self, text: str) -> None:
+        """Something good to know."""
+        LOGGER.info(text)
+
+    def warn(self, text: str) -> None:
+        """Something that may not be what the user wants."""
+        LOGGER.warning(text)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Progress]:
+        """A piece of work of `total` units, while the block runs."""
+        yield lambda done, remark="": None
+
+
+LOGGED = Listener()
