@@ -118,12 +118,16 @@ def all_keys() -> dict[str, Key]:
 
 
 def keys_with_flags(names: tuple[str, ...]) -> list[Key]:
-    """The keys of these names, and those of these sections that have an option."""
-    keys = all_keys()
+    """The keys of these names, and those of these sections that have an option.
+
+    Raises:
+        ValueError: the caller's mistake: a name of neither.
+    """
+    keys = [key for key in all_keys().values() if key.flags]
     chosen = []
     for name in names:
-        if name in keys:
-            chosen.append(keys[name])
-        else:
-            chosen += [key for key in keys.values() if key.name.startswith(f"{name}.") and key.flags]
+        found = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
+        if not found:
+            raise ValueError(f"no option sets '{name}', or a key of that section")
+        chosen += found
     return chosen

@@ -93,19 +93,20 @@ def augment(
     if target != STDIO:
         for path in (target, *saved):
             output.line(path)
+    seconds = round(time.perf_counter() - started, 2)
+    output.record({"path": target, **summary(made), "pictures": saved, "seconds": seconds})
+
+
+def summary(made: Bundle) -> dict[str, Any]:
+    """What `--json` says of the views."""
     record = made.manifest["augmentation"]
-    output.record(
-        {
-            "path": target,
-            "sha256": made.sha256,
-            "kind": made.kind,
-            "views": len(record["views"]),
-            "inpainted": record["inpainted"],
-            "mask": record["mask"],
-            "pictures": saved,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-    )
+    return {
+        "sha256": made.sha256,
+        "kind": made.kind,
+        "views": len(record["views"]),
+        "inpainted": record["inpainted"],
+        "mask": record["mask"],
+    }
 
 
 def _saved_names(folder: str | None, views: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +13,6 @@ from profusion_cli import options
 from profusion_cli.commands.common import (
     check_apart,
     check_one_stdin,
-    check_region,
     decode,
     display_name,
     print_config,
@@ -48,6 +47,16 @@ def read_inputs(sources: list[str]) -> list[Bundle | Any]:
             data = read_bundle(data, display_name(source)).require("images")
         inputs.append(data)
     return inputs
+
+
+def remembered_of(bundles: Sequence[Bundle], preset: str | None) -> dict[str, Any] | None:
+    """What images bundles say of the configuration: all of it, or what does not belong to another preset."""
+    from profusion_cli.jobs.configuration import remembered_config
+
+    if not bundles:
+        return None
+    remembered = remembered_config(bundles[0])
+    return remembered if preset is None else {key: remembered[key] for key in FROM_BUNDLE if key in remembered}
 
 
 def check_given(config: Config, flags: Mapping[str, Any], photos: int, bundles: int, given: Mapping[str, bool]) -> None:
@@ -150,22 +159,18 @@ def finetune(
     `profusion sample` draws from, without the photos. One photo is augmented first, as by `profusion
     augment`; several photos are views already and are trained on as they are.
     """
-    from profusion_cli.jobs.configuration import configure, remembered_config
+    from profusion_cli.jobs.configuration import configure
 
     promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
-    remembered = remembered_config(bundles[0]) if bundles else None
-    if remembered is not None and preset is not None:
-        remembered = {key: value for key, value in remembered.items() if key in FROM_BUNDLE}
-    config = configure(preset, remembered, flags, settings)
+    config = configure(preset, remembered_of(bundles, preset), flags, settings)
     if dry_run:
         print_config(config)
         return
     started = time.perf_counter()
     output = Output(quiet, as_json)
-    check_region(mask, box)
     given = {
         "--no-augment": no_augment,
         "--drop": drop is not None,
@@ -175,23 +180,17 @@ def finetune(
         "--no-inpaint": "augment.inpaint" in flags,
     }
     check_given(config, flags, len(photos) - len(bundles), len(bundles), given)
-    dropped = parse_drop(drop)
+    dropped, region = parse_drop(drop), read_region(mask, box, output)
     check_apart([*photos, mask or "", promptnet or ""], [target])
     check_target(target, force, as_json)
 
     from profusion_cli.jobs.subject import make_subject
 
-    made = make_subject(
-        [
-            item if item in bundles else decode(read_source(source) if item is None else item, source, output)
-            for source, item in zip(photos, inputs, strict=True)
-        ],
-        config,
-        augment=not no_augment,
-        region=read_region(mask, box, output),
-        drop=dropped,
-        listener=output,
-    )
+    pictures = [
+        item if item in bundles else decode(read_source(source) if item is None else item, source, output)
+        for source, item in zip(photos, inputs, strict=True)
+    ]
+    made = make_subject(pictures, config, augment=not no_augment, region=region, drop=dropped, listener=output)
     made.save(target, force)
     if target != STDIO:
         output.line(target)
