@@ -547,14 +547,6 @@ def test_a_preset_beats_the_bundle_but_for_the_augmentation(augmented, tmp_path)
     assert yaml.safe_load(ok("finetune", augmented, "--dry-run", "-o", "x.pfz").stdout)["base"]["id"] == "tiny-random"
 
 
-def test_the_pipe_from_photo_to_subject(photo, tmp_path):
-    """augment PHOTO -o - | finetune - -o -, in one process."""
-    augmented = ok("augment", "-", *TINY, "--no-inpaint", "-q", "-o", "-", input=photo.read_bytes()).stdout_bytes
-    assert read_bundle(augmented, "pipe").kind == "images"
-    subject = ok("finetune", "-", "--steps", 1, "-q", "-o", "-", input=augmented).stdout_bytes
-    assert read_bundle(subject, "pipe").kind == "subject"
-
-
 def test_views_are_moved_whatever_their_number():
     """View j depends on its seed alone."""
     picture, mask = noise_picture()
