@@ -23,6 +23,7 @@ from profusion_cli.faceworld.world import SPLITS
 from profusion_cli.presets import preset_folder
 from tests.conftest import ok
 
+pytestmark = pytest.mark.slow
 MODEL = preset_folder() / "faceworld"
 PROMPTS = read_study("faceworld-tables").source["prompts"]
 STUDY = {

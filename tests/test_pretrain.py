@@ -29,7 +29,7 @@ from profusion_cli.runtime.training import Step
 from tests.conftest import draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--preset", "tiny-random", "--batch-size", 4, "--lr", "1e-3", "--save-dtype", "float32"]
+TINY = ["--preset", "tiny-random", "--batch-size", 2, "--lr", "1e-3", "--save-dtype", "float32"]
 COLOURS = ("tan", "red", "olive", "navy", "white", "black")
 
 
@@ -139,7 +139,7 @@ def test_a_sheet_changes_nothing(trained, pictures, tmp_path):
     ],
 )
 def test_every_option_does_something(options, pictures, tmp_path, trained):
-    common = ["pretrain", pictures, "--preset", "tiny-random", "--batch-size", 4, "--lr", "1e-3", "--steps", 2]
+    common = ["pretrain", pictures, "--preset", "tiny-random", "--batch-size", 2, "--lr", "1e-3", "--steps", 2]
     plain = trained[0].with_name("plain.pfz")
     if not plain.exists():
         ok(*common, "--save-dtype", "float32", "-o", plain)
@@ -237,7 +237,7 @@ def test_the_batches_use_the_reference(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(
         training.TrainingObjective, "forward", lambda self, batch: seen.append(batch) or original(self, batch)
     )
-    ok("pretrain", tmp_path / "set.jsonl", *TINY, "--batch-size", 2, "--steps", 1, "-o", tmp_path / "x.pfz")
+    ok("pretrain", tmp_path / "set.jsonl", *TINY, "--steps", 1, "-o", tmp_path / "x.pfz")
     (batch,) = seen
     # two pictures, each the other's reference; the VAE's own noise is small
     near = (batch.ref_latents - batch.target_latents.flip(0)).square().mean()
@@ -362,7 +362,7 @@ def test_encoders_run_once_an_epoch_without_memory(pictures, tmp_path, encoders,
     (tmp_path / "set.jsonl").write_text(
         "\n".join(json.dumps({"file_name": str(name), "identity": int(i > 3)}) for i, name in enumerate(names))
     )
-    ok("pretrain", tmp_path / "set.jsonl", *TINY, "--batch-size", 2, "--steps", 6, "-o", tmp_path / "x.pfz")
+    ok("pretrain", tmp_path / "set.jsonl", *TINY, "--steps", 6, "-o", tmp_path / "x.pfz")
     assert encoders.count("AutoencoderKL") <= 12
     assert encoders.count("CLIPVisionModel") == encoders.count("AutoencoderKL") > 6
 
@@ -381,7 +381,7 @@ def test_a_full_disk_while_caching_keeps_the_training(pictures, tmp_path, monkey
         result = run(*common)
     assert result.exit_code == 9
     assert "no space left" in result.stderr
-    assert newest_checkpoint(tmp_path / "x.pfz.work").step == 1  # the fifth and sixth are needed by step 2
+    assert newest_checkpoint(tmp_path / "x.pfz.work").step == 2  # the fifth and sixth are needed by step 3
     ok(*common, "--resume")
     assert differ(weights(tmp_path / "x.pfz"), weights(trained[0])) == 0
 
@@ -429,7 +429,7 @@ def die_before_bundle():
     pretraining.write_bundle = die
 
 pictures, folder = sys.argv[1:]
-common = ["pretrain", pictures, "--preset", "tiny-random", "--batch-size", 4, "--lr", "1e-3", "--steps", 5,
+common = ["pretrain", pictures, "--preset", "tiny-random", "--batch-size", 2, "--lr", "1e-3", "--steps", 5,
           "--checkpoint-every", 2, "-q"]
 assert child([*common, "-o", f"{folder}/whole.pfz"]) == 0
 cases = {"early": lambda: die_after(1), "later": lambda: die_after(3), "saving": die_in_checkpoint,
@@ -445,6 +445,7 @@ for name, patch in cases.items():
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_bit_identical(pictures, tmp_path):
     """Before the first checkpoint, between two, while one is written, and before the bundle is."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -668,6 +669,7 @@ def test_a_full_disk_at_the_end_keeps_the_training(pictures, tmp_path, monkeypat
 # --- several processes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(pictures, tmp_path):
     """Batches of 5, so that the processes have different shares.
 
