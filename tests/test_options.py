@@ -105,7 +105,7 @@ def test_a_list_of_no_numbers_is_told():
 
 
 def test_a_key_that_is_none_is_the_callers_mistake():
-    with pytest.raises(ValueError, match="pretrain.lr"):
+    with pytest.raises(ValueError, match=r"pretrain.lr"):
         options.takes("pretrain.lr")
 
 
