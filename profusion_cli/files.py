@@ -16,14 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from profusion_cli.errors import InputError, OutputError, UsageError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 STDIO = "-"
+LOCK_FILE = ".profusion.lock"
 
 
 def sha256_of(data: bytes | mmap.mmap | memoryview) -> str:
@@ -170,29 +168,28 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
-    """Keep other processes out of a folder, where the system and the file system know locks.
+    """Keep other processes out of a folder, by a file in it that goes when the block ends.
 
     Args:
         folder: one that is there.
         message, hint: of the error.
 
     Raises:
-        OutputError: another process has locked it.
+        OutputError: another process has locked it, or it cannot be written.
     """
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / LOCK_FILE)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(message, hint) from None
-        except OSError:
-            pass  # a file system without locks
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise OutputError(message, hint) from None
+    except OSError as error:
+        raise _write_failure(str(folder), error) from error
+    try:
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):  # Windows removes it when it is let go
+            (folder / LOCK_FILE).unlink()
+        lock.release()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from profusion_cli import __version__
 from profusion_cli.app import app
 from profusion_cli.evaluation.runner import Run
-from profusion_cli.evaluation.study import read_study
+from profusion_cli.evaluation.study.reading import read_study
 from profusion_cli.faceworld.__main__ import app as faceworld
 from profusion_cli.presets import preset_folder
 from tests.conftest import draw_photo, ok

@@ -18,20 +18,19 @@ from PIL import Image
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config, RandomConfig
 from profusion_cli.errors import InputError, OutputError
-from profusion_cli.evaluation import runner
-from profusion_cli.evaluation.metrics import Judged, make_metrics
-from profusion_cli.evaluation.report import (
-    RECONSTRUCTION,
-    difference,
-    faceless,
-    markdown,
-    sheet_of,
-    summarise,
-    table_of,
-)
-from profusion_cli.evaluation.runner import Cell, Run, comparison_of
-from profusion_cli.evaluation.study import Figure, build_study, read_study, shipped_studies
-from profusion_cli.evaluation.subjects import drawn, reference_photo, subjects_of
+from profusion_cli.evaluation.cells import jobs, making, studio
+from profusion_cli.evaluation.cells.cell import Cell
+from profusion_cli.evaluation.cells.judging import Jury
+from profusion_cli.evaluation.cells.making import Maker
+from profusion_cli.evaluation.metrics import RECONSTRUCTION, Judged, make_metrics
+from profusion_cli.evaluation.pairs.entries import comparison_of
+from profusion_cli.evaluation.report.page import markdown
+from profusion_cli.evaluation.report.sheets import sheet_of
+from profusion_cli.evaluation.report.tables import difference, faceless, summarise, table_of
+from profusion_cli.evaluation.runner import Run
+from profusion_cli.evaluation.study.reading import build_study, read_study, shipped_studies
+from profusion_cli.evaluation.study.schema import Figure
+from profusion_cli.evaluation.study.subjects import drawn, reference_photo, subjects_of
 from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.world import SPLITS
@@ -39,6 +38,7 @@ from profusion_cli.files import locked
 from profusion_cli.presets import preset_folder
 from profusion_cli.runtime import device
 from profusion_cli.runtime.random_base import build_random_base
+from profusion_cli.runtime.training import Batch, TrainingObjective
 from tests.conftest import draw_photo, ok, run
 
 PROMPTS = [{"text": "S* on a beach", "asks": {"place": "beach"}}, "S* in the snow"]
@@ -140,8 +140,8 @@ def test_nothing_that_is_finished_is_done_again(finished: Path, monkeypatch: pyt
         raise AssertionError("done again")
 
     before = (finished / "results.json").read_text()
-    monkeypatch.setattr(Run, "_make_group", refuse)
-    monkeypatch.setattr(Run, "_judge", refuse)
+    monkeypatch.setattr(Maker, "_make_group", refuse)
+    monkeypatch.setattr(Jury, "_judge", refuse)
     ok("evaluate", finished.parent / "study.yaml", "-o", finished)
     assert (finished / "results.json").read_text() == before
 
@@ -150,9 +150,9 @@ def test_a_kill_loses_one_cell_and_changes_no_picture(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, target = write(tmp_path, study_of(tmp_path)), tmp_path / "run"
-    real, cells = Run._save, []
+    real, cells = Maker._save, []
 
-    def save(self: Run, cell: runner.Cell, draw: object, **origin: object) -> None:
+    def save(self: Maker, cell: Cell, draw: object, **origin: object) -> None:
         cells.append(cell.folder)
         if len(cells) == 4:
             (cell.folder).mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_a_kill_loses_one_cell_and_changes_no_picture(
             raise KeyboardInterrupt
         real(self, cell, draw, **origin)
 
-    monkeypatch.setattr(Run, "_save", save)
+    monkeypatch.setattr(Maker, "_save", save)
     assert run("evaluate", study, "-o", target, "--limit", 1).exit_code == 130
     assert sum((folder / "cell.json").exists() for folder in cells) == 3
     ok("evaluate", study, "-o", target, "--limit", 1)
@@ -188,7 +188,9 @@ def test_a_changed_study_goes_on_only_when_asked(finished: Path, tmp_path: Path)
     _, entries, _, unfinished = comparison_of(finished)
     assert unfinished == 2 and {entry.method for entry in entries} == {"inverted"}
     (finished / "study.yaml").write_text(original)
-    assert run("evaluate", changed, "-o", tmp_path.parent).exit_code == 9
+    (tmp_path / ".lock").write_text("another program's")
+    assert run("evaluate", changed, "-o", tmp_path).exit_code == 9
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "what is no run is left as it was"
 
 
 def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
@@ -212,16 +214,16 @@ def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(
         "free": {"finetune.steps": 0, "sweep": {"sample.gamma": [0.2, 0.5, 0.9]}},
         "wrong": {"augment": False, "promptnet.weights": "no.pfz"},
     }
-    real = runner.Studio.draw
+    real = studio.Studio.draw
 
-    def draw(self: runner.Studio, config: Config, *rest: object) -> list[Image.Image]:
+    def draw(self: studio.Studio, config: Config, *rest: object) -> list[Image.Image]:
         if config.sample.gamma == 0.5:
             raise InputError("not this one", "")
         return real(self, config, *rest)
 
-    monkeypatch.setattr(runner.Studio, "draw", draw)
-    tried, command = [], Run._run
-    monkeypatch.setattr(Run, "_run", lambda self, *given: (tried.append(given[1]), command(self, *given)))
+    monkeypatch.setattr(studio.Studio, "draw", draw)
+    tried, tune = [], jobs.make_subject
+    monkeypatch.setattr(jobs, "make_subject", lambda *given, **more: (tried.append(given), tune(*given, **more)))
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
     assert result.exit_code == 5, "of the first that failed"
     assert "4 of 8 cells failed" in result.stderr and "no.pfz" in result.stderr
@@ -267,17 +269,12 @@ def test_a_promptnet_is_trained_once_for_a_study_on_what_is_given(
     assert run("evaluate", study, "-o", tmp_path / "run").exit_code == 3
     assert run("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "none").exit_code == 5
     assert not (tmp_path / "run").exists()
-    trained, real = [], Run._run
-
-    def count(self: Run, command: str, *rest: object) -> None:
-        trained.append(command)
-        real(self, command, *rest)
-
-    monkeypatch.setattr(Run, "_run", count)
+    trained, real = [], jobs.make_promptnet
+    monkeypatch.setattr(jobs, "make_promptnet", lambda *given: (trained.append(given), real(*given)))
     ok("evaluate", study, "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
     bundles = [read_bundle(path.read_bytes(), path.name) for path in (tmp_path / "run" / "promptnets").glob("*.pfz")]
     trained_with = [bundle.manifest["config"]["pretrain"] for bundle in bundles]
-    assert trained.count("pretrain") == 2 and {own.get("embedding_l2", 0.0) for own in trained_with} == {0.0, 1.0}
+    assert len(trained) == 2 and {own.get("embedding_l2", 0.0) for own in trained_with} == {0.0, 1.0}
     assert all(own.get("ema_decay", 0.0) == 0.0 for own in trained_with), "not the preset's"
     cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     assert len(cells) == 8
@@ -295,11 +292,12 @@ def test_a_pretraining_that_fails_is_not_tried_for_every_subject(
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "broken.png").write_bytes(b"no picture")
     source = study_of(tmp_path, outputs={}, pairs=None, methods={"own": {"pretrain": {"steps": 1}}})
-    tried, real = [], Run._run
-    monkeypatch.setattr(Run, "_run", lambda self, command, *rest: (tried.append(command), real(self, command, *rest)))
+    tried, real = [], jobs.make_promptnet
+    monkeypatch.setattr(jobs, "make_promptnet", lambda *given: (tried.append(given), real(*given)))
+    monkeypatch.setattr(jobs, "make_subject", tried.append)
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
     assert result.exit_code == 5 and "2 of 2 cells failed" in result.stderr
-    assert tried == ["pretrain"]
+    assert len(tried) == 1
 
 
 def test_every_cell_is_drawn_as_its_own_settings_say(tmp_path: Path) -> None:
@@ -330,8 +328,24 @@ def test_every_cell_is_drawn_as_its_own_settings_say(tmp_path: Path) -> None:
     assert {device.split(", ")[1] for device in results["devices"]} == {"torch.float32", "torch.bfloat16"}
 
 
+def test_every_subject_is_tuned_in_the_precision_of_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process makes them all, and accelerate's precision is the process's."""
+    used, real = [], TrainingObjective.forward
+
+    def forward(self: TrainingObjective, batch: Batch) -> torch.Tensor:
+        used.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return real(self, batch)
+
+    monkeypatch.setattr(TrainingObjective, "forward", forward)
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S* on a beach"])
+    source["settings"] = {**QUICK, "finetune.gradient_accumulation": 1}
+    source["methods"] = {dtype: {"augment": False, "dtype": dtype} for dtype in ("float32", "bfloat16")}
+    ok("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--limit", 1)
+    assert used == [torch.float32, torch.bfloat16]
+
+
 def test_a_full_disk_stops_a_run_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, written = runner.write_json, []
+    real, written = making.write_json, []
 
     def full(path: Path, value: object) -> None:
         written.append(path)
@@ -339,7 +353,7 @@ def test_a_full_disk_stops_a_run_and_says_so(tmp_path: Path, monkeypatch: pytest
             raise OutputError(f"'{path}' cannot be written: no space left on the device.", "Free some space.")
         real(path, value)
 
-    monkeypatch.setattr(runner, "write_json", full)
+    monkeypatch.setattr(making, "write_json", full)
     source = study_of(tmp_path, outputs={}, pairs=None, methods={"base": {"kind": "base", "sweep": {"seed": [0, 1]}}})
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
     assert result.exit_code == 9 and "no space left" in result.stderr
@@ -353,7 +367,7 @@ def test_a_full_disk_stops_a_run_and_says_so(tmp_path: Path, monkeypatch: pytest
     def stop(*_: object) -> None:
         raise InputError("the first error", "")
 
-    monkeypatch.setattr("profusion_cli.evaluation.report.report", no_report)
+    monkeypatch.setattr(Run, "report", no_report)
     monkeypatch.setattr(Run, "make", stop)
     result = run("evaluate", tmp_path / "study.yaml", "-o", tmp_path / "run")
     assert result.exit_code == 5 and "the first error" in result.stderr and "no report" in result.stderr
@@ -639,7 +653,7 @@ def test_a_judge_that_breaks_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
     def explode(*_: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(Run, "_judge", explode)
+    monkeypatch.setattr(Jury, "_judge", explode)
     assert run("evaluate", write(tmp_path, source), "-o", tmp_path / "run").exit_code != 0
     assert len(json.loads((tmp_path / "run" / "results.json").read_text())["pictures"]) == 6
     assert (tmp_path / "run" / "report.html").is_file()

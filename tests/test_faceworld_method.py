@@ -15,8 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from profusion_cli.evaluation.runner import Run
-from profusion_cli.evaluation.study import build_study, read_study
-from profusion_cli.evaluation.subjects import reference_photo
+from profusion_cli.evaluation.study.reading import build_study, read_study
+from profusion_cli.evaluation.study.subjects import reference_photo
 from profusion_cli.faceworld.__main__ import app
 from profusion_cli.faceworld.judges import Judges
 from profusion_cli.faceworld.world import SPLITS
@@ -58,7 +58,7 @@ def scores(study: Run) -> dict[str, Scores]:
     cells = study.cells(study.study.methods)
     study.make(cells)
     study.judge(cells)
-    assert not study.failed
+    assert not study.maker.failed
     rows = study.results(cells)
     return {name: [row for row in rows if row["method"] == name] for name in STUDY["methods"]}
 
@@ -82,8 +82,8 @@ def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores
 
 
 def test_pictures_are_of_the_subject_and_of_nobody_else(study: Run, scores: dict[str, Scores]) -> None:
-    names = [subject.name for subject in study.subjects]
-    judges, swapped = Judges(MODEL / "judges"), dict(zip(names, reversed(study.subjects), strict=True))
+    names = [subject.name for subject in study.everyone]
+    judges, swapped = Judges(MODEL / "judges"), dict(zip(names, reversed(study.everyone), strict=True))
     others = []
     for score in scores["fusion"]:
         with Image.open(study.folder / score["file"]) as picture:
@@ -105,7 +105,7 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
 
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
-    bundles = [study.bundle(cell, cell.subject) for cell in study.cells(study.study.methods[:1])]
+    bundles = [path for cell in study.cells(study.study.methods[:1]) for path in study.bundles.of(cell)]
     ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")

@@ -16,7 +16,7 @@ import pytest
 
 from profusion_cli import files as module
 from profusion_cli.errors import InputError, OutputError, UsageError
-from profusion_cli.files import atomic_output, check_output, check_target, read_source, sha256_of
+from profusion_cli.files import atomic_output, check_output, check_target, locked, read_source, sha256_of
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -368,3 +368,28 @@ except OutputError as error:
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=Path(module.__file__).parents[1]
         )
     assert (done.returncode, done.stderr) == (9, b"Standard output cannot be written: no space left on the device.")
+
+
+# Locks
+
+
+def test_a_folder_is_locked_for_others_until_the_block_ends_and_nothing_is_left(tmp_path):
+    code = "import sys; from pathlib import Path; from profusion_cli.files import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'taken', 'wait'): pass"
+    other = [sys.executable, "-c", code, str(tmp_path)]
+    with locked(tmp_path, "mine", ""):
+        refused = subprocess.run(other, capture_output=True, text=True)
+        assert refused.returncode != 0 and "OutputError: taken" in refused.stderr
+        with pytest.raises(OutputError, match=r"^twice$"), locked(tmp_path, "twice", ""):
+            pytest.fail("the block must not begin")
+    assert not list(tmp_path.iterdir())
+    subprocess.run(other, check=True)
+    with pytest.raises(KeyError), locked(tmp_path, "mine", ""):
+        raise KeyError
+    subprocess.run(other, check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "file", "mine", ""):
+        pytest.fail("the block must not begin")

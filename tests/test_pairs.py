@@ -22,18 +22,10 @@ import pytest
 from PIL import Image
 
 from profusion_cli.errors import InputError, OutputError, UsageError
-from profusion_cli.evaluation.pairs import (
-    Answers,
-    Entry,
-    Key,
-    Pair,
-    key_path,
-    read_answers,
-    read_key,
-    summarise,
-    table,
-    write_pairs,
-)
+from profusion_cli.evaluation.pairs.answers import Answers, read_answers
+from profusion_cli.evaluation.pairs.key import Key, Pair, key_path, read_key
+from profusion_cli.evaluation.pairs.page import Entry, write_pairs
+from profusion_cli.evaluation.pairs.summary import summarise, table
 from profusion_cli.evaluation.statistics import Interval, bootstrap, fleiss_kappa, preference
 from profusion_cli.images import encode_png
 
@@ -95,7 +87,7 @@ def test_the_page_needs_nothing_from_elsewhere(entries, tmp_path):
     write(entries, tmp_path / "page")
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|fetch\(|XMLHttp", text)
-    assert text.count("</script>") == 1 and "/*PAGE*/" not in text
+    assert text.count("</script>") == 1 and "{{" not in text
 
 
 def test_the_key_tells_which_picture_is_whose(entries, tmp_path):

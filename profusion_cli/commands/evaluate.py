@@ -105,7 +105,7 @@ def evaluate(
     if key is not None:
         raise UsageError("--key has no effect without --pairs-results.", "Leave it out.")
     if len(arguments or []) != 1:
-        from profusion_cli.evaluation.study import shipped_studies
+        from profusion_cli.evaluation.study.reading import shipped_studies
 
         told = f"There are {len(arguments)} studies." if arguments else "There is no study."
         raise UsageError(told, f"Give one: {', '.join(shipped_studies())}; or a YAML file.")
@@ -118,8 +118,8 @@ def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
     """The page of one run."""
     if len(runs) != 1:
         raise UsageError("--pairs takes the folder of one run.", "For example: profusion evaluate --pairs run")
-    from profusion_cli.evaluation.pairs import write_pairs
-    from profusion_cli.evaluation.runner import comparison_of
+    from profusion_cli.evaluation.pairs.entries import comparison_of
+    from profusion_cli.evaluation.pairs.page import write_pairs
 
     folder = Path(runs[0])
     study, entries, seed, unfinished = comparison_of(folder)
@@ -138,7 +138,9 @@ def _read_pairs(files: list[str], key: Path | None, output: Output) -> None:
     """Preference rates from answers."""
     if key is None:
         raise UsageError("The answers say nothing without the key.", "Give it: --key RUN/pairs-key.json")
-    from profusion_cli.evaluation.pairs import read_answers, read_key, summarise, table
+    from profusion_cli.evaluation.pairs.answers import read_answers
+    from profusion_cli.evaluation.pairs.key import read_key
+    from profusion_cli.evaluation.pairs.summary import summarise, table
 
     summary = summarise(read_key(key), read_answers(files))
     for warning in summary.warnings:
@@ -162,16 +164,15 @@ def _run(
     """Make, judge and report."""
     from dataclasses import replace
 
-    from profusion_cli.evaluation.study import read_study
+    from profusion_cli.evaluation.study.reading import read_study
 
     plan = read_study(name, photos, pretrain_on)
     if device is not None:
         plan = replace(plan, settings={**plan.settings, "device": device})
     methods = plan.chosen(only)
 
-    from profusion_cli.evaluation.report import report
     from profusion_cli.evaluation.runner import Run
-    from profusion_cli.evaluation.subjects import photo_of
+    from profusion_cli.evaluation.study.subjects import photo_of
     from profusion_cli.runtime.device import resolve_placement
 
     config = plan.config(methods[0])
@@ -185,21 +186,22 @@ def _run(
             run.judge(cells)
         except BaseException:  # what is there is told of, whatever stops the rest
             try:
-                report(run, references)
+                run.report(references)
             except OutputError as error:
                 output.warn(f"There is no report: {error.message}")
             raise
-        pictures, problems = report(run, references)
+        pictures, problems = run.report(references)
+    missing, failed = run.jury.missing, run.maker.failed
     for problem in problems:
         output.warn(problem)
     for file in ("tables.md", "report.html"):
         output.line(str(target / file))
-    output.record({"path": str(target), "pictures": pictures, "missing": run.missing, "failed": run.failed})
-    if run.failed:
+    output.record({"path": str(target), "pictures": pictures, "missing": missing, "failed": failed})
+    if failed:
         error = ProfusionError(
-            f"{len(run.failed)} of {len(cells)} cells failed.", "Run the same command again to try them once more."
+            f"{len(failed)} of {len(cells)} cells failed.", "Run the same command again to try them once more."
         )
-        error.exit_code = run.failed[0]["exit_code"]
+        error.exit_code = failed[0]["exit_code"]
         raise error
-    if run.missing and len(run.missing) == len(run.marks):
+    if missing and len(missing) == len(run.jury.names):
         raise UnavailableError("None of the study's metrics can be had; the pictures are made.", "See above for each.")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOUND, FOUND_IN_PHOTO = "face found", "face found in photo"
 """Ends of the names of columns that say, by 1 or 0, where there was a face to judge."""
+RECONSTRUCTION, SECOND = "reconstruction: ", "second: "
+"""Before the names of columns: of pictures of "a photo of S*" alone, and of the other one of two subjects."""
 Item = TypeVar("Item", str, "Image.Image")
 Feature = TypeVar("Feature")
 

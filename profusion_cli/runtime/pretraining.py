@@ -143,13 +143,13 @@ def claimed_work(work: Path, resume: bool, force: bool) -> Iterator[None]:
         raise OutputError(f"The folder '{work}' cannot be made: {error.strerror}.", "Choose another --work.") from error
     if not os.access(work, os.W_OK):
         raise OutputError(f"The folder '{work}' cannot be written.", "Choose another --work.")
-    with locked(work, f"Another training is running in '{work}'.", "Wait for its end, or choose another --work."):
-        clear_parts(work)
-        try:
+    try:
+        with locked(work, f"Another training is running in '{work}'.", "Wait for its end, or choose another --work."):
+            clear_parts(work)
             yield
-        finally:
-            with contextlib.suppress(OSError):  # there is something in it
-                work.rmdir()
+    finally:
+        with contextlib.suppress(OSError):  # there is something in it
+            work.rmdir()
 
 
 def clear_work(work: Path) -> None:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from profusion_cli.config import Config
 from profusion_cli.errors import ConfigError
-from profusion_cli.evaluation.study import DESCRIBED, Study
+from profusion_cli.evaluation.study.schema import DESCRIBED, Study
 from profusion_cli.faceworld.captions import description
-from profusion_cli.faceworld.drawing import draw_face, random_pose
+from profusion_cli.faceworld.drawing.face import draw_face
+from profusion_cli.faceworld.drawing.pose import random_pose
 from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, Context, identity
 from profusion_cli.files import atomic_output, read_source
 from profusion_cli.images import crop_square, decode_photo
@@ -23,7 +24,7 @@ SIDE = 64
 
 
 @dataclass(frozen=True)
-class Subject:
+class StudySubject:
     """One subject.
 
     Args:
@@ -41,7 +42,7 @@ class Subject:
     seed: int = 0
 
 
-def subjects_of(study: Study) -> list[Subject]:
+def subjects_of(study: Study) -> list[StudySubject]:
     """All subjects of a study, in order.
 
     Raises:
@@ -64,13 +65,14 @@ def subjects_of(study: Study) -> list[Subject]:
                 )
         numbers = range(people.first, people.first + people.count)
         return [
-            Subject(f"{people.split}-{number:03d}", None, description(identity(seeds[number])), seed=seeds[number])
+            StudySubject(f"{people.split}-{number:03d}", None, description(identity(seeds[number])), seed=seeds[number])
             for number in numbers
         ]
     if not study.subjects.photos:
         raise ConfigError(f"The study '{study.name}' names no subjects.", "Give photos with --photos FILE|FOLDER.")
     found = [
-        Subject(p.name or Path(p.file).stem, p.class_word, p.description, Path(p.file)) for p in study.subjects.photos
+        StudySubject(photo.name or Path(photo.file).stem, photo.class_word, photo.description, Path(photo.file))
+        for photo in study.subjects.photos
     ]
     described = [method.name for method in study.methods if method.kind == DESCRIBED]
     for subject in found:
@@ -97,7 +99,7 @@ def drawn(seed: int, asks: Mapping[str, str], number: int) -> Image.Image:
     return draw_face(identity(seed), Context(**asks), pose, SIDE)
 
 
-def photo_file(subject: Subject, context: Mapping[str, str], folder: Path) -> Path:
+def photo_file(subject: StudySubject, context: Mapping[str, str], folder: Path) -> Path:
     """The subject's photo as a file: its own, or drawn into the folder."""
     if subject.file is not None:
         return subject.file
@@ -110,7 +112,7 @@ def photo_file(subject: Subject, context: Mapping[str, str], folder: Path) -> Pa
     return path
 
 
-def photo_of(subject: Subject, config: Config) -> Image.Image:
+def photo_of(subject: StudySubject, config: Config) -> Image.Image:
     """The photo that pictures are compared with: the everyday one, as a square of the model's resolution."""
     if subject.file is None:
         return reference_photo(subject.seed)

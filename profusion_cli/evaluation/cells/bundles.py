@@ -1,0 +1,120 @@
+"""The bundles that cells draw from, each made once in a run's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from profusion_cli.config import Config
+from profusion_cli.errors import ProfusionError
+from profusion_cli.evaluation.cells import jobs
+from profusion_cli.evaluation.cells.cell import Cell
+from profusion_cli.evaluation.cells.marks import Marks, subject_settings, views_settings
+from profusion_cli.evaluation.folder import slug
+from profusion_cli.evaluation.study.schema import SUBJECT, TWO, Method, Study, digest
+from profusion_cli.evaluation.study.subjects import SIDE, StudySubject, photo_file
+from profusion_cli.faceworld.data import draw_portraits
+from profusion_cli.runtime.device import resolve_dtype
+
+KEPT, UNKEPT = "bundles", "work"
+"""Folders of a run for bundles that are asked for, and for those that go when their pictures are made."""
+
+
+class Bundles:
+    """Subjects' bundles, and the PromptNets that methods pre-train for themselves.
+
+    Args:
+        folder: of the run.
+        study: see above.
+        marks: of what they depend on.
+        keep: the subjects' bundles when their pictures are made.
+    """
+
+    def __init__(self, folder: Path, study: Study, marks: Marks, keep: bool) -> None:
+        self.folder, self.study, self.marks, self.keep = folder, study, marks, keep
+        self._untrained: dict[Path, ProfusionError] = {}
+
+    def of(self, cell: Cell) -> list[Path]:
+        """The bundles of a cell's subjects.
+
+        Raises:
+            ProfusionError: one cannot be made.
+        """
+        return [
+            self._of(cell, subject, replace(cell.config, class_word=word))
+            for subject, word in zip(cell.subjects, cell.class_words, strict=True)
+        ]
+
+    def let_go(self, bundles: Iterable[Path]) -> None:
+        """Delete those of the bundles that are not to be kept."""
+        for path in bundles:
+            if path.is_relative_to(self.folder / UNKEPT):
+                path.unlink()
+
+    def clear(self) -> None:
+        """Delete all that are not to be kept."""
+        if (self.folder / UNKEPT).exists():
+            shutil.rmtree(self.folder / UNKEPT)
+
+    def promptnet_file(self, method: Method) -> Path:
+        """Where the PromptNet that a method pre-trains for itself is, or will be."""
+        return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
+
+    def _of(self, cell: Cell, subject: StudySubject, config: Config) -> Path:
+        photo = photo_file(subject, cell.method.photo, self.folder / "photos")
+        known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
+        if cell.method.pretrain:
+            weights = str(self._promptnet(cell.method))
+            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
+        trained = config.finetune.steps > 0
+        source, augmented = photo, cell.method.augment and trained
+        if augmented:
+            own = _in_precision(config, training=False)
+            mark = digest(["augment", known, views_settings(own), []])
+            source = self._made("augment", subject, mark, partial(jobs.make_views, photo, config=own))
+        own = _in_precision(config, training=trained)
+        mark = digest(["finetune", known, subject_settings(own), [] if augmented else ["--no-augment"]])
+        tune = partial(jobs.make_subject, source, config=own, augmented=augmented)
+        return self._made("finetune", subject, mark, tune)
+
+    def _promptnet(self, method: Method) -> Path:
+        """The PromptNet that a method pre-trains for itself, once for all subjects."""
+        target, folder, pictures = self.promptnet_file(method), self.folder / "promptnets", self.study.pretrain_on
+        if target in self._untrained:
+            raise self._untrained[target]
+        if not target.exists():
+            if isinstance(pictures, int):
+                pictures = draw_portraits(folder / f"portraits-{pictures}", pictures, SIDE)
+            try:
+                config = self.study.config(method)
+                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", config)
+            except ProfusionError as error:
+                self._untrained[target] = error
+                raise
+        return target
+
+    def _made(self, kind: str, subject: StudySubject, mark: str, make: Callable[[Path], None]) -> Path:
+        """A bundle of a subject, from the disk where it was made before under the same mark."""
+        name = f"{slug(subject.name)}-{mark}.pfz"
+        places = [self.folder / folder / kind / name for folder in (KEPT, UNKEPT)]
+        target = next((place for place in places if place.exists()), places[0 if self.keep else 1])
+        if not target.exists():
+            make(target)
+        return target
+
+
+def _in_precision(config: Config, training: bool) -> Config:
+    """The configuration with what `auto` means on this machine."""
+    return replace(config, dtype=resolve_dtype(config.device, config.dtype, training))
+
+
+def bundle_key(cell: Cell) -> str:
+    """What the bundle of a cell depends on beside its subject; nothing where it needs none."""
+    if cell.method.kind not in (SUBJECT, TWO):
+        return ""
+    settings: dict[str, Any] = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
+    return digest([cell.method.augment, dict(cell.method.photo), dict(cell.method.pretrain), settings])

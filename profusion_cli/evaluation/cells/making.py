@@ -1,0 +1,179 @@
+"""Making the pictures of cells; what is finished is never done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from profusion_cli.config import Config
+from profusion_cli.console import Output
+from profusion_cli.errors import OutputError, ProfusionError, UnavailableError
+from profusion_cli.evaluation.cells.bundles import Bundles, bundle_key
+from profusion_cli.evaluation.cells.cell import Cell
+from profusion_cli.evaluation.cells.marks import precision_of
+from profusion_cli.evaluation.cells.studio import Studio, draw_text, draw_world
+from profusion_cli.evaluation.folder import CELL_FILE, words_of
+from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Study, digest
+from profusion_cli.files import atomic_output, write_json
+from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.device import resolve_placement
+from profusion_cli.runtime.pipelines import TextToImage
+
+KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
+Draw = Callable[[str, Sequence[int]], list[Image.Image]]
+"""Of a prompt, the pictures of these numbers."""
+
+
+class Maker:
+    """Makes the pictures of cells.
+
+    Args:
+        study: see above.
+        bundles: that cells draw from.
+        output: where progress goes.
+    """
+
+    def __init__(self, study: Study, bundles: Bundles, output: Output) -> None:
+        self.study, self.bundles, self.output = study, bundles, output
+        self.failed: list[dict[str, Any]] = []
+        """What is to be told of the cells that failed."""
+        self._unavailable: dict[str, ProfusionError] = {}
+        self._open: tuple[Any, BaseModel] | None = None
+        self._needed_twice = False
+
+    def make(self, cells: Sequence[Cell]) -> None:
+        """Make the pictures of all cells that have none yet.
+
+        A cell that fails is told of and left out, and made when the study is run again. Where a model or a library
+        cannot be had, the method is not tried again for every subject.
+
+        Raises:
+            OutputError: nothing more can be written.
+        """
+        wanted = [cell for cell in cells if cell.made is None]
+        keys = {cell.folder: bundle_key(cell) for cell in wanted}
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
+        wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, order[keys[cell.folder]]))
+        self._needed_twice = any(cell.method.kind == TWO for cell in wanted)
+        started, done = time.perf_counter(), 0
+        with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
+            for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder])):
+                members = list(group)
+                self._try_group(members, stack)
+                done += len(members)
+                step(done, members[-1].method.name)
+                if not self.output.stderr.is_terminal:
+                    spent = time.perf_counter() - started
+                    left = timedelta(seconds=round(spent / done * (len(wanted) - done)))
+                    self.output.note(
+                        f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}; "
+                        f"{left} left."
+                    )
+        self._open = None
+        self.bundles.clear()
+
+    def _try_group(self, cells: Sequence[Cell], stack: ExitStack) -> None:
+        """Make the cells of a group, but for those of methods that cannot be had."""
+        lost = [cell for cell in cells if cell.method.name in self._unavailable]
+        for cell in lost:
+            self._fail([cell], self._unavailable[cell.method.name])
+        possible = [cell for cell in cells if cell not in lost]
+        try:
+            if possible:
+                self._make_group(possible, stack)
+        except ProfusionError as error:
+            self._fail(possible, error)
+
+    def _fail(self, cells: Sequence[Cell], error: ProfusionError) -> None:
+        if error.exit_code == OutputError.exit_code:
+            raise error
+        for cell in cells:
+            if error.exit_code == UnavailableError.exit_code:
+                self._unavailable[cell.method.name] = error
+            self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}".rstrip())
+            told = {"method": cell.method.name, "subject": cell.subject.name, "error": error.message}
+            self.failed.append({**told, "exit_code": error.exit_code})
+
+    def _make_group(self, cells: Sequence[Cell], stack: ExitStack) -> None:
+        """Cells of one kind and subject that draw from the same bundle."""
+        kind = cells[0].method.kind
+        if kind == DRAWN:
+            for cell in cells:
+                self._save(cell, partial(draw_world, self.study, cell))
+        elif kind in (BASE, DESCRIBED):
+            for cell in cells:
+                model = self._model(TextToImage, cell.config, stack)
+                self._save(cell, partial(draw_text, model, cell), **_made_on(model))
+        else:
+            self._make_subjects(cells, self._model(BaseModel, cells[0].config, stack))
+
+    def _make_subjects(self, cells: Sequence[Cell], base: BaseModel) -> None:
+        """Cells that draw from the same bundles."""
+        base.release("unet")  # the last subject's changes are in it, and fine-tuning wants the memory
+        bundles = self.bundles.of(cells[0])
+        for _, alike in groupby(sorted(cells, key=_view), key=_view):
+            members = list(alike)
+            base.release("unet")
+            try:
+                studio = Studio(base, bundles, members[0].class_words, members[0].config)
+            except ProfusionError as error:
+                self._fail(members, error)
+                continue
+            for cell in members:
+                draw = partial(studio.draw, cell.config, cell.weights)
+                self._save(cell, draw, base=studio.base, bundles=studio.sha256, **_made_on(base))
+        if not self._needed_twice:
+            self.bundles.let_go(bundles)
+
+    def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
+        """The base model, loaded once for all cells that use it in the same way."""
+        key = (cls, config.base, config.device, config.dtype)
+        if self._open is None or self._open[0] != key:
+            stack.close()
+            placement = resolve_placement(config.device, config.dtype, training=False)
+            self._open = key, stack.enter_context(cls(config.base, placement))
+        return self._open[1]
+
+    def _save(self, cell: Cell, draw: Draw, **origin: Any) -> None:
+        """Draw all pictures of a cell; a failure is told of."""
+        try:
+            save_pictures(cell, draw, origin)
+        except ProfusionError as error:
+            self._fail([cell], error)
+
+
+def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any]) -> None:
+    """Draw all pictures of a cell; it is finished when `cell.json` is there, which also tells of the origin."""
+    started = time.perf_counter()
+    (cell.folder / CELL_FILE).unlink(missing_ok=True)
+    for left in cell.folder.glob("*.png"):
+        left.unlink()
+    pictures = []
+    for text, group in groupby(cell.jobs, lambda job: job[0]):
+        indices = [index for _, index in group]
+        for index, image in zip(indices, draw(text, indices), strict=True):
+            name = f"{words_of(text)}-{index}.png"
+            with atomic_output(cell.folder / name, force=True) as file:
+                image.save(file, "PNG")
+            pictures.append({"prompt": text, "index": index, "file": name})
+    seconds = round(time.perf_counter() - started, 2)
+    record = {"mark": cell.mark, "method": cell.method.name, "subject": cell.subject.name, "seconds": seconds}
+    record["precision"] = precision_of(cell.method, cell.config)
+    write_json(cell.folder / CELL_FILE, {**record, **origin, "pictures": pictures})
+
+
+def _made_on(model: BaseModel) -> dict[str, str]:
+    return {"device": str(model.placement.device), "dtype": str(model.placement.dtype)}
+
+
+def _view(cell: Cell) -> str:
+    """What is fixed when a subject is loaded for sampling."""
+    sample = cell.config.sample
+    return digest([sample.width, sample.height, sample.reference])

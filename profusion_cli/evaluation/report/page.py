@@ -1,0 +1,135 @@
+"""The report of a study: `tables.md` and `report.html`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from profusion_cli.errors import UnavailableError
+from profusion_cli.evaluation.rendering import render
+from profusion_cli.evaluation.report.curves import curve_svg
+from profusion_cli.evaluation.report.sheets import sheet_of
+from profusion_cli.evaluation.report.tables import Row, table_of
+from profusion_cli.evaluation.study.schema import Figure, Study
+from profusion_cli.files import atomic_output
+
+FEW = 8
+"""Subjects, of whom a percentile bootstrap tells too little."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One output of a study, as the templates show it.
+
+    Args:
+        key: its name in the study.
+        title: above it.
+        empty: there are no pictures for its sheet yet.
+        picture: name of the file beside the report; "" without one.
+        png: of a sheet, in base64.
+        svg: of a plot.
+        caption: below a sheet.
+        problem: why there is no plot.
+        head, body: of its table; empty without one.
+    """
+
+    key: str
+    title: str
+    empty: bool = False
+    picture: str = ""
+    png: str = ""
+    svg: str = ""
+    caption: str = ""
+    problem: str = ""
+    head: Sequence[str] = ()
+    body: Sequence[Sequence[str]] = ()
+
+
+def write_report(
+    folder: Path,
+    study: Study,
+    rows: Sequence[Row],
+    record: Mapping[str, Any],
+    photos: Mapping[str, Image.Image],
+) -> list[str]:
+    """Write `tables.md` and `report.html`, and the sheets and plots beside them.
+
+    Args:
+        folder: of the run.
+        study: see above.
+        rows: of `Run.results`.
+        record: what is told of the run beside: versions, hashes, failures.
+        photos: of the subjects, by name, in the study's order.
+
+    Returns:
+        What could not be made, in sentences.
+    """
+    outputs = study.outputs or {"all": Figure("All methods")}
+    sections = [_section(folder, study, key, output, rows, photos) for key, output in outputs.items()]
+    values = {
+        "study": study,
+        "warnings": [f"Not judged: {key}: {why}" for key, why in record["missing"].items()]
+        + [f"Failed: {item['method']}, {item['subject']}: {item['error']}" for item in record["failed"]],
+        "sections": sections,
+        "note": _note(study, rows),
+        "details": yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=120),
+    }
+    for name in ("tables.md", "report.html"):
+        with atomic_output(folder / name, force=True) as file:
+            file.write(render(name, **values).encode())
+    return [section.problem for section in sections if section.problem]
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return render("table.md", head=head, body=body).rstrip("\n")
+
+
+def _section(
+    folder: Path, study: Study, key: str, output: Figure, rows: Sequence[Row], photos: Mapping[str, Image.Image]
+) -> Section:
+    """What there is of an output by now; its picture is written."""
+    section = Section(key, output.title)
+    if output.kind == "sheet":
+        return _with_sheet(section, folder, sheet_of(study, output, rows, folder, photos))
+    if output.kind == "curve":
+        section = _with_plot(section, folder, study, output, rows)
+        output = output if output.columns else Figure(output.title, "table", output.methods, (output.x, output.y))
+    head, body = table_of(study, output, rows)
+    return replace(section, head=head, body=body)
+
+
+def _with_sheet(section: Section, folder: Path, made: tuple[Image.Image, list[str]] | None) -> Section:
+    if made is None:
+        return replace(section, empty=True)
+    name, (sheet, prompts) = f"{section.key}.png", made
+    with atomic_output(folder / name, force=True) as file:
+        sheet.quantize(240, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    png = base64.b64encode((folder / name).read_bytes()).decode()
+    return replace(section, picture=name, png=png, caption=" | ".join(prompts))
+
+
+def _with_plot(section: Section, folder: Path, study: Study, output: Figure, rows: Sequence[Row]) -> Section:
+    try:
+        svg = curve_svg(study, output, rows)
+    except UnavailableError as error:
+        return replace(section, problem=f"{error.message} {error.hint}")
+    name = f"{section.key}.svg"
+    with atomic_output(folder / name, force=True) as file:
+        file.write(svg.encode())
+    return replace(section, picture=name, svg=svg)
+
+
+def _note(study: Study, rows: Sequence[Row]) -> str:
+    """What intervals are of."""
+    note = "Means over subjects, with 95 % bootstrap intervals over subjects."
+    people = [{row["subject"] for row in rows if row["method"] == method.name} for method in study.methods]
+    if any(0 < len(names) < FEW for names in people):
+        note += f" Intervals over fewer than {FEW} subjects are too narrow."
+    return note
