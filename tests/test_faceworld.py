@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from profusion_cli.faceworld import data, world
 from profusion_cli.faceworld.__main__ import STAGES, app
 from profusion_cli.faceworld.captions import caption, vocabulary
-from profusion_cli.faceworld.drawing import Pose, draw_face, head_mask, random_pose
+from profusion_cli.faceworld.drawing.face import draw_face, head_mask
+from profusion_cli.faceworld.drawing.pose import Pose, random_pose
 from profusion_cli.faceworld.fitting import Fit
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.measure import roc_auc

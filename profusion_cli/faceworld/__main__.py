@@ -48,7 +48,8 @@ def draw(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Draw a face with the renderer: no model is asked."""
-    from profusion_cli.faceworld.drawing import draw_face, random_pose
+    from profusion_cli.faceworld.drawing.face import draw_face
+    from profusion_cli.faceworld.drawing.pose import random_pose
 
     context = Context(style, place, clothes, headwear, framing)
     for name, value in context.attributes().items():

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from profusion_cli.faceworld.drawing import Pose, draw_face, head_mask, random_pose
+from profusion_cli.faceworld.drawing.face import draw_face, head_mask
+from profusion_cli.faceworld.drawing.pose import Pose, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
 from profusion_cli.files import atomic_output
 
