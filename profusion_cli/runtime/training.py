@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -170,6 +171,7 @@ def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accele
     """An accelerator on the device and in the precision of the placement."""
     if placement.device.index is not None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
+    AcceleratorState._reset_state()  # else the precision of the process's first training stands for all
     return Accelerator(
         cpu=placement.device.type == "cpu",
         mixed_precision=placement.autocast,
