@@ -24,7 +24,7 @@ from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker
 from profusion_cli.evaluation.metrics import RECONSTRUCTION, Judged, make_metrics
 from profusion_cli.evaluation.pairs.entries import comparison_of
-from profusion_cli.evaluation.report.page import markdown
+from profusion_cli.evaluation.report.page import markdown, write_report
 from profusion_cli.evaluation.report.sheets import sheet_of
 from profusion_cli.evaluation.report.tables import difference, faceless, summarise, table_of
 from profusion_cli.evaluation.runner import Run
@@ -678,6 +678,19 @@ def test_a_sheet_has_a_column_for_every_prompt(tmp_path: Path) -> None:
     study = build_study({**source, "methods": {"a": {"kind": "two"}, "b": {}}}, "s", tmp_path)
     sheet, _ = sheet_of(study, study.outputs["sheet"], rows, tmp_path, photos)
     assert (np.asarray(sheet.convert("RGB")).reshape(-1, 3) == (0, 255, 0)).all(1).sum() == 96**2, "bob is in them too"
+
+
+def test_what_a_study_says_is_no_html(tmp_path: Path) -> None:
+    source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"<i>a": {}}, "description": "<script>1 & 2"}
+    study = build_study({**source, "outputs": {"t": {"title": "<b>T"}}}, "<u>s", tmp_path)
+    row = {"method": "<i>a", "subject": "ann", "reconstruction": False, "scores": {"<s>x|y": 1.0}}
+    record = {"missing": {"clip": "<p>no"}, "failed": [{"method": "<i>a", "subject": "ann", "error": "<em>"}]}
+    assert write_report(tmp_path, study, [row], record, {}) == []
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "tables.md").read_text()
+    for said in ("<script>", "<i>", "<b>", "<u>", "<s>", "<p>no", "<em>"):
+        assert said not in page and said.replace("<", "&lt;").replace(">", "&gt;") in page
+        assert said in text
+    assert "1 &amp; 2" in page and "| <s>x/y |" in text, "a bar would end the cell"
 
 
 def test_a_difference_is_taken_subject_by_subject() -> None:

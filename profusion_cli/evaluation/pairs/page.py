@@ -91,18 +91,7 @@ def write_pairs(
     with output_hint("Remove the page and its key to make others."):
         check_output(key, force=False)
     try:
-        if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-            raise OutputError(f"'{target}' already exists.", "Choose another name, or remove it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".pairs-", dir=target.parent) as work:
-            page, pairs = _write_page(Path(work) / "page", run, chosen, rng)
-            known = {id: asdict(pair) for id, pair in pairs.items()}
-            content = {"kind": keys.KIND, "page": page, "ours": ours, "pairs": known}
-            (Path(work) / "key").write_text(json.dumps(content, indent=1), encoding="utf-8")
-            if target.is_dir():
-                target.rmdir()
-            (Path(work) / "key").rename(key)
-            (Path(work) / "page").rename(target)
+        page = _write_both(target, key, ours, run, chosen, rng)
     except OSError as error:
         raise OutputError(
             f"'{target}' cannot be written: {error.strerror or error}.", "Choose another place."
@@ -115,6 +104,30 @@ def write_pairs(
         "pairs": {other: counts[other] for other in others},
         "warnings": warnings,
     }
+
+
+def _write_both(
+    target: Path,
+    key: Path,
+    ours: str,
+    run: Mapping[str, Mapping[Item, Entry]],
+    chosen: Sequence[Pair],
+    rng: random.Random,
+) -> str:
+    """Write the page and its key, both or neither; the id of the page."""
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"'{target}' already exists.", "Choose another name, or remove it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pairs-", dir=target.parent) as work:
+        page, pairs = _write_page(Path(work) / "page", run, chosen, rng)
+        known = {id: asdict(pair) for id, pair in pairs.items()}
+        content = {"kind": keys.KIND, "page": page, "ours": ours, "pairs": known}
+        (Path(work) / "key").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if target.is_dir():
+            target.rmdir()
+        (Path(work) / "key").rename(key)
+        (Path(work) / "page").rename(target)
+    return page
 
 
 def _by_method(entries: Sequence[Entry]) -> dict[str, dict[Item, Entry]]:
