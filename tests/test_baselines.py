@@ -19,7 +19,9 @@ from profusion_cli.presets import resolve_config
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, draw_word_batch, finetune_word
+from profusion_cli.runtime.denoiser import PromptDenoiser, WordSubject, tokenize_prompt
 from profusion_cli.runtime.device import Placement, resolve_placement, step_generator
+from profusion_cli.runtime.fusion import Condition
 from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.loss import diffusion_loss, prior_preservation_loss
 from profusion_cli.runtime.pipelines import TextToImage
@@ -56,6 +58,12 @@ def test_ordinary_words_are_conditioned_on_as_their_text_is(base):
     embeds, _ = base.text.splice(tokens, {0: words[None]}, shift_positions=True, ordinary=(0,))
     written = "a sks person beside a sks person, in anime style"
     torch.testing.assert_close(base.text.hidden_states(embeds)[:, :77], base.text.encode(written))
+    # and so it is where pictures are drawn
+    subject = WordSubject(words.detach(), "a person")
+    forms = tokenize_prompt(prompt, base.text, ["a person"], [subject.words])
+    denoiser = PromptDenoiser(base.unet, base.text, [subject], forms, torch.ones(1), "epsilon")
+    state = denoiser.encode(Condition("subject", 0), {0: words.detach()[None]})
+    torch.testing.assert_close(state[:, :77], base.text.encode(written))
 
 
 def test_the_prior_adds_its_mean_error_to_the_subjects():

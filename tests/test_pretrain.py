@@ -18,7 +18,7 @@ from PIL import Image
 from profusion_cli import app
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import PretrainConfig
-from profusion_cli.dataset import Dataset, epoch_order, list_pictures, make_dataset, scan_pictures
+from profusion_cli.dataset import Dataset, epoch_order, list_pictures, load_square, make_dataset, scan_pictures
 from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
 from profusion_cli.runtime import checkpoints, encodings, pretraining, training
 from profusion_cli.runtime.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
@@ -264,6 +264,16 @@ def test_unreadable_pictures_are_counted_and_named(pictures, tmp_path):
     unreadable = json.loads(result.stdout)["unreadable"]
     assert [Path(one["path"]).name for one in unreadable] == ["bad.jpg", "cut.png"]
     assert "not a picture" in unreadable[0]["problem"]
+
+
+def test_a_picture_that_has_changed_meanwhile_is_told_of(tmp_path):
+    path = draw_photo(tmp_path / "a.png")
+    listing = list_pictures([str(path)])
+    dataset = make_dataset(listing, scan_pictures(listing.paths))
+    assert load_square(dataset, 0, 64).size == (64, 64)
+    draw_photo(path, "red")
+    with pytest.raises(InputError, match=r"a\.png' has changed while the training ran"):
+        load_square(dataset, 0, 64)
 
 
 def test_bad_input(pictures, tmp_path, monkeypatch):
