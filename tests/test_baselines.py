@@ -26,7 +26,8 @@ from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.loss import diffusion_loss, prior_preservation_loss
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.views import Views
-from tests.conftest import ok, run
+from profusion_cli.runtime.weights import promptnet_from_bundle, read_views
+from tests.conftest import ok, run, write_bundle
 
 
 @pytest.fixture
@@ -111,6 +112,50 @@ def test_dreambooth_trains_the_whole_unet_and_leaves_the_word(base):
     assert set(changes) == {name for name, _ in base.unet.named_parameters()}
     assert changes["conv_in.weight"].abs().max() > 0
     torch.testing.assert_close(word.embedding.detach(), word.initial)
+
+
+def test_gamma_on_the_embedding_is_divided_out_unless_the_word_is_as_long_as_what_layers_add():
+    """By the layer norms of a trained text encoder, the face world's; on its output, gamma acts on any word."""
+    base = BaseModel(resolve_config("faceworld", None, {}).base, resolve_placement("cpu", "float32", False))
+    tokens = tokenize_prompt(parse_prompt("S* on a beach"), base.text, ["a person"], [1])
+    ((row, _),) = tokens.fused[0].slots
+    word = torch.randn(1, 1, base.text.embedding_dim, generator=torch.Generator().manual_seed(0))
+    word /= base.text.relative_length(word)
+    assert base.text.relative_length(3000 * word) == pytest.approx(3000, rel=1e-4)
+
+    def effect(way: str, length: float) -> float:
+        denoiser = PromptDenoiser(None, base.text, [], tokens, torch.ones(1), "epsilon", way)
+        one, other = (denoiser.encode(Condition("fused", 0, gamma), {0: length * word})[0, row] for gamma in (1.0, 0.6))
+        return float((one - other).norm() / one.norm())
+
+    with torch.no_grad():
+        assert max(effect("embedding", length) for length in (1, 3000)) < 0.03 < 0.2 < effect("embedding", 100)
+        assert all(effect("hidden", length) == pytest.approx(0.4, rel=1e-3) for length in (1, 100, 3000))
+
+
+def test_inspect_tells_how_long_the_word_is(base_folder, subject, photo, tmp_path):
+    word = tmp_path / "word.pfz"
+    method = ["--method", "dreambooth", "--steps", 0, "--no-augment"]
+    ok("finetune", photo, "--preset", "tiny-random", *method, "-o", word)
+    told = {}
+    for path in (word, subject):
+        entry = yaml.safe_load(ok("inspect", path).stdout)
+        told[path] = entry["manifest"]["s_star"]["length_in_ordinary_words"]
+    assert 0.3 < told[word] < 3  # an ordinary word
+    opened = read_bundle(subject.read_bytes(), "me.pfz")
+    base = BaseModel(BaseConfig(str(base_folder), resolution=128), resolve_placement("cpu", "auto", False))
+    promptnet = promptnet_from_bundle(opened)
+    views = read_views(opened, promptnet)
+    with torch.no_grad():
+        words = promptnet(
+            views.latents_mean[:1], torch.randn(views.latents_mean[:1].shape), 500, views.image_tokens[:1]
+        )
+    assert told[subject] == pytest.approx(base.text.relative_length(words), rel=0.5)
+
+    older = {key: value for key, value in opened.manifest.items() if key not in ("s_star", "schema_version", "tool")}
+    files = {name: opened.read(name) for name in opened.files if name.endswith(".safetensors")}
+    write_bundle(tmp_path / "older.pfz", older, files)
+    assert "s_star" not in ok("inspect", tmp_path / "older.pfz").stdout
 
 
 def test_methods_set_what_their_papers_say_and_flags_win():

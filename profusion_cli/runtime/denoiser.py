@@ -171,7 +171,8 @@ class PromptDenoiser:
         prediction_type: `epsilon` or `v_prediction`.
         gamma_on: gamma multiplies the word embedding S* (`embedding`, the paper), or the text encoder's
             output in all rows of S* (`hidden`), or in its first row only (`hidden-first`, the authors'
-            code, which differs from `hidden` where S* has several words).
+            code, which differs from `hidden` where S* has several words). `embedding` does little where S* is
+            far longer, or far shorter, than what the text encoder's layers add: their norms divide gamma out.
     """
 
     def __init__(

@@ -16,9 +16,11 @@ from profusion_cli.methods import class_noun, is_word_method
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
-from profusion_cli.runtime.device import DTYPES, resolve_placement
+from profusion_cli.runtime.device import DTYPES, picture_generator, resolve_placement
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
+from profusion_cli.runtime.promptnet import PromptNet
+from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (
@@ -129,9 +131,32 @@ def _make_promptnet(
     if own.steps > 0:
         with listener.progress("Fine-tuning", own.steps) as step:
             tuned = finetune(base, promptnet, views, own, config.concept_prompt, config.seed, _loss_shown(step))
-    manifest = {"promptnet": promptnet_section(promptnet), "promptnet_source": loaded.source}
+    manifest = {
+        "promptnet": promptnet_section(promptnet),
+        "promptnet_source": loaded.source,
+        "s_star": _word_section(_length_of_word(base, promptnet, views, config.seed)),
+    }
     files = {PROMPTNET_FILE: promptnet.state_dict()}
     return _Made(tuned, files, manifest, fingerprints, len(views), views.first(len(squares)), loaded.parents)
+
+
+@torch.inference_mode()
+def _length_of_word(base: BaseModel, promptnet: PromptNet, views: Views, seed: int) -> float:
+    """How long S* of the first view is, in lengths of an ordinary word, on average over the noise levels."""
+    alphas_cumprod = base.scheduler.alphas_cumprod
+    device = promptnet.conv_in.weight.device
+    timesteps = torch.arange(1, 10, 2) * len(alphas_cumprod) // 10
+    latents = (views.latents_mean[:1] * base.vae_scaling_factor).expand(len(timesteps), -1, -1, -1)
+    noise = torch.randn(latents.shape, generator=picture_generator(seed, 0))
+    noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
+    tokens = views.image_tokens[:1].expand(len(timesteps), -1, -1)
+    words = promptnet(latents.to(device), noisy.to(device), timesteps.to(device), tokens.to(device))
+    return base.text.relative_length(words)
+
+
+def _word_section(length: float) -> dict[str, float]:
+    """What a manifest says of S*, to four digits."""
+    return {"length_in_ordinary_words": float(f"{length:.4g}")}
 
 
 def _make_word(
@@ -156,7 +181,10 @@ def _make_word(
                 *(base, word, views, prior, own, config.concept_prompt, config.class_word, config.seed),
                 _loss_shown(step),
             )
-    manifest = {"word": {"initial": text, "words": len(word.embedding)}}
+    manifest = {
+        "word": {"initial": text, "words": len(word.embedding)},
+        "s_star": _word_section(base.text.relative_length(word.embedding.detach())),
+    }
     files = {WORD_FILE: {"embedding": word.embedding}}
     return _Made(tuned, files, manifest, fingerprints, len(views))
 

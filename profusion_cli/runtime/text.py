@@ -175,6 +175,15 @@ class TextConditioner:
         encoded = self.text_encoder.encoder(inputs_embeds=inputs_embeds, attention_mask=mask, is_causal=False)
         return self.text_encoder.final_layer_norm(encoded.last_hidden_state)
 
+    def relative_length(self, words: torch.Tensor) -> float:
+        """How long words are on average, in lengths of an ordinary word's embedding: the median of the vocabulary.
+
+        Args:
+            words: shape (..., embedding_dim).
+        """
+        ordinary = self.text_encoder.embeddings.token_embedding.weight.float().norm(dim=-1).median()
+        return float(words.float().norm(dim=-1).mean()) / float(ordinary)
+
     def encode(self, text: str) -> torch.Tensor:
         """Conditioning of plain text, shape (1, max_length, embedding_dim); each text is encoded once."""
         if text not in self._encoded:
