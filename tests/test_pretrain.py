@@ -20,11 +20,15 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import PretrainConfig
 from profusion_cli.dataset import Dataset, epoch_order, list_pictures, load_square, make_dataset, scan_pictures
 from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
-from profusion_cli.runtime import checkpoints, encodings, pretraining, training
-from profusion_cli.runtime.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
+from profusion_cli.runtime import training
 from profusion_cli.runtime.device import epoch_generator
-from profusion_cli.runtime.log import Log
-from profusion_cli.runtime.pretraining import Average, claimed_work, lost_processes, warmed_up
+from profusion_cli.runtime.pretraining import checkpoints, encodings
+from profusion_cli.runtime.pretraining import run as whole_run
+from profusion_cli.runtime.pretraining.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
+from profusion_cli.runtime.pretraining.log import Log
+from profusion_cli.runtime.pretraining.processes import lost_processes
+from profusion_cli.runtime.pretraining.trainer import Average, warmed_up
+from profusion_cli.runtime.pretraining.work import claimed_work
 from profusion_cli.runtime.training import Step
 from tests.conftest import draw_photo, ok, run
 
@@ -278,7 +282,7 @@ def test_a_picture_that_has_changed_meanwhile_is_told_of(tmp_path):
 
 def test_bad_input(pictures, tmp_path, monkeypatch):
     """All of these before a model is loaded."""
-    monkeypatch.setattr(pretraining, "Trainer", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(whole_run, "Trainer", lambda *_: pytest.fail("a model is loaded"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "bad.png").write_bytes(b"junk")
@@ -401,7 +405,7 @@ def test_a_full_disk_while_caching_keeps_the_training(pictures, tmp_path, monkey
 DRIVER = """
 import os, signal, sys
 from profusion_cli.app import app
-from profusion_cli.runtime import checkpoints, pretraining
+from profusion_cli.runtime.pretraining import checkpoints, loop, run
 
 def child(arguments, patch=lambda: None):
     pid = os.fork()
@@ -418,12 +422,12 @@ def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_after(step):
-    write = pretraining.Log.write
+    write = loop.Log.write
     def dying(self, done, rate):
         write(self, done, rate)
         if done.number == step:
             die()
-    pretraining.Log.write = dying
+    loop.Log.write = dying
 
 def die_in_checkpoint():
     write = checkpoints._write_safetensors
@@ -436,7 +440,7 @@ def die_in_checkpoint():
     checkpoints._write_safetensors = dying
 
 def die_before_bundle():
-    pretraining.write_bundle = die
+    run.make_bundle = die
 
 pictures, folder = sys.argv[1:]
 common = ["pretrain", pictures, "--preset", "tiny-random", "--batch-size", 2, "--lr", "1e-3", "--steps", 5,
@@ -668,7 +672,7 @@ def test_a_full_disk_at_the_end_keeps_the_training(pictures, tmp_path, monkeypat
     (tmp_path / "x.pfz.work").mkdir()
     (tmp_path / "x.pfz.work" / "samples-of-mine.png").write_text("no training's")
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "write_bundle", full)
+        patch.setattr(whole_run, "make_bundle", full)
         result = run(*common)
     assert result.exit_code == 9
     assert "--resume" in result.stderr

@@ -76,9 +76,9 @@ def pretrain(
     if config.base.random is not None:
         output.warn("The base model has random weights: it exercises every step, and draws noise.")
 
-    from profusion_cli.runtime import pretraining
+    from profusion_cli.runtime.pretraining.run import pretrain as train
 
-    made = pretraining.pretrain(
+    made = train(
         config,
         listing,
         Path(images[0]).name or images[0],

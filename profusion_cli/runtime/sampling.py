@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
@@ -27,6 +28,8 @@ from profusion_cli.runtime.denoiser import (
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import Guidance, sample_fusion
 from profusion_cli.runtime.parts import parts_for
+from profusion_cli.runtime.promptnet import PromptNet
+from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (
     check_base,
     check_fit,
@@ -82,10 +85,106 @@ def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, .
     return scales, shares
 
 
-def guidance_of(config: SampleConfig, scales: tuple[float, ...], joint: bool) -> Guidance:
-    """The weights of Algorithm 1 for a prompt; plain classifier-free guidance has no text term."""
-    text = config.text_guidance if SAMPLERS[config.sampler].text else 0.0
-    return Guidance(scales, text, config.fusion_guidance, config.gamma, joint)
+def latent_size(base: BaseModel, settings: SampleConfig) -> tuple[int, int]:
+    """Height and width of the latents of a picture.
+
+    Raises:
+        ConfigError: a size that the base model does not have.
+    """
+    resolution = base.config.resolution
+    return base.latent_size(settings.width or resolution, settings.height or resolution)
+
+
+def subject_of(base: BaseModel, promptnet: PromptNet, views: Views, reference: int, class_word: str) -> Subject:
+    """A subject whose S* PromptNet makes of one of its views.
+
+    Args:
+        base: the base model.
+        promptnet: on the device.
+        views: encoded pictures of the subject.
+        reference: which of them, from 0.
+        class_word: what the subject is.
+    """
+    device = base.placement.device
+    latents = views.latents_mean[reference][None] * base.vae_scaling_factor
+    return PromptNetSubject(promptnet, latents.to(device), views.image_tokens[reference][None].to(device), class_word)
+
+
+def tokenize(
+    base: BaseModel,
+    prompt: Prompt,
+    subjects: Sequence[Subject],
+    class_words: Sequence[str],
+    settings: SampleConfig,
+    concept_prompt: str,
+) -> PromptTokens:
+    """A prompt's tokens for the sampler of the settings, with these words for the subjects in its text twin.
+
+    Raises:
+        InputError: a prompt so long that its placeholder falls off the end.
+    """
+    return tokenize_prompt(
+        prompt,
+        base.text,
+        class_words,
+        [subject.words for subject in subjects],
+        negative_prompt=settings.negative_prompt,
+        concept_prompt=concept_prompt,
+        subject_prompt=settings.subject_prompt if SAMPLERS[settings.sampler].text else "full",
+    )
+
+
+@torch.inference_mode()
+def draw_pictures(
+    base: BaseModel,
+    unet: UNet2DConditionModel,
+    subjects: Sequence[Subject],
+    tokens: PromptTokens,
+    settings: SampleConfig,
+    scales: tuple[float, ...],
+    generators: Sequence[torch.Generator],
+    progress: Callable[[int], None] | None = None,
+) -> list[Image.Image]:
+    """One picture of a prompt from each generator, by the sampler of the settings.
+
+    Args:
+        base: the base model.
+        unet: the (tuned) UNet, on the device.
+        subjects: of the prompt.
+        tokens: of the prompt, from `tokenize`.
+        settings: sampler, steps, size and weights; not the number of pictures.
+        scales: guidance scale of each subject.
+        generators: on the CPU.
+        progress: called with the number of sampler steps done.
+    """
+    kind, alphas_cumprod = SAMPLERS[settings.sampler], base.scheduler.alphas_cumprod
+    shape = (1, unet.config.in_channels, *latent_size(base, settings))
+
+    def noise(_i: int = 0, _j: int = 0) -> torch.Tensor:
+        drawn = [torch.randn(shape, generator=generator) for generator in generators]
+        return torch.cat(drawn).to(base.placement.device)
+
+    latents = sample_fusion(
+        PromptDenoiser(unet, base.text, subjects, tokens, alphas_cumprod, base.prediction_type, settings.gamma_on),
+        noise(),
+        base.timesteps(settings.steps),
+        alphas_cumprod,
+        Guidance(
+            scales,
+            settings.text_guidance if kind.text else 0.0,
+            settings.fusion_guidance,
+            settings.gamma,
+            tokens.prompt.joint,
+        ),
+        noise,
+        final_alpha_cumprod=float(base.scheduler.final_alpha_cumprod),
+        fusion_steps=kind.fusion_steps(settings.fusion_steps),
+        refine=kind.refinement,
+        fusion_eta=settings.fusion_eta,
+        eta=settings.eta,
+        callback=progress,
+    )
+    return base.decode(latents)
 
 
 class Sampler:
@@ -113,11 +212,9 @@ class Sampler:
         config: Config,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
-        self.kind = SAMPLERS[config.sample.sampler]
         self.concept_prompt = config.concept_prompt
         self.timesteps = base.timesteps(config.sample.steps)
-        resolution = config.base.resolution
-        self.latent_size = base.latent_size(config.sample.width or resolution, config.sample.height or resolution)
+        latent_size(base, config.sample)  # before anything is loaded
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
         self.subjects = [
@@ -145,25 +242,12 @@ class Sampler:
                 f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
                 "Set sample.reference to one that it has.",
             )
-        latents = views.latents_mean[reference][None] * self.base.vae_scaling_factor
-        return PromptNetSubject(
-            promptnet.to(placement.device, placement.dtype),
-            latents.to(placement.device),
-            views.image_tokens[reference][None].to(placement.device),
-            class_word,
-        )
+        promptnet = promptnet.to(placement.device, placement.dtype)
+        return subject_of(self.base, promptnet, views, reference, class_word)
 
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
         """A prompt's tokens, with these words in its text twin."""
-        return tokenize_prompt(
-            prompt,
-            self.base.text,
-            class_words,
-            [subject.words for subject in self.subjects],
-            negative_prompt=self.settings.negative_prompt,
-            concept_prompt=self.concept_prompt,
-            subject_prompt=self.settings.subject_prompt if self.kind.text else "full",
-        )
+        return tokenize(self.base, prompt, self.subjects, class_words, self.settings, self.concept_prompt)
 
     def warnings(self) -> list[str]:
         """What the user should know before the pictures are drawn."""
@@ -201,7 +285,6 @@ class Sampler:
             for name, value in self._tuned(weights).items():
                 parameters[name].copy_(value)
 
-    @torch.inference_mode()
     def draw_batch(
         self, tokens: PromptTokens, scales: tuple[float, ...], indices: Sequence[int], progress: Callable[[int], None]
     ) -> list[Image.Image]:
@@ -213,38 +296,8 @@ class Sampler:
             indices: the numbers j.
             progress: called with the number of sampler steps done.
         """
-        settings = self.settings
-        shape = (1, self.unet.config.in_channels, *self.latent_size)
         generators = [picture_generator(self.seed, index) for index in indices]
-
-        def noise(_i: int = 0, _j: int = 0) -> torch.Tensor:
-            drawn = [torch.randn(shape, generator=generator) for generator in generators]
-            return torch.cat(drawn).to(self.base.placement.device)
-
-        denoiser = PromptDenoiser(
-            self.unet,
-            self.base.text,
-            self.subjects,
-            tokens,
-            self.base.scheduler.alphas_cumprod,
-            self.base.prediction_type,
-            settings.gamma_on,
-        )
-        latents = sample_fusion(
-            denoiser,
-            noise(),
-            self.timesteps,
-            self.base.scheduler.alphas_cumprod,
-            guidance_of(settings, scales, tokens.prompt.joint),
-            noise,
-            final_alpha_cumprod=float(self.base.scheduler.final_alpha_cumprod),
-            fusion_steps=self.kind.fusion_steps(settings.fusion_steps),
-            refine=self.kind.refinement,
-            fusion_eta=settings.fusion_eta,
-            eta=settings.eta,
-            callback=progress,
-        )
-        return self.base.decode(latents)
+        return draw_pictures(self.base, self.unet, self.subjects, tokens, self.settings, scales, generators, progress)
 
     def draw(self, progress: Callable[[int], None]) -> Iterator[Picture]:
         """All pictures, prompt by prompt, in batches.

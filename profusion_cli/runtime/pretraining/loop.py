@@ -1,0 +1,156 @@
+"""The steps of a training, with its checkpoints, log and sample sheets."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from profusion_cli.console import Output
+from profusion_cli.dataset import Dataset
+from profusion_cli.errors import DeviceError, InputError, Interrupted, OutputError
+from profusion_cli.runtime.pretraining.batches import Batches
+from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
+from profusion_cli.runtime.pretraining.encodings import Encodings
+from profusion_cli.runtime.pretraining.log import Log
+from profusion_cli.runtime.pretraining.processes import Interrupts, lost_processes
+from profusion_cli.runtime.pretraining.sheet import draw_sheet
+from profusion_cli.runtime.pretraining.trainer import Trainer, warmed_up
+from profusion_cli.runtime.training import Step, fit
+
+
+class Saving:
+    """Checkpoints of a training, by the main process alone, each state once.
+
+    Args:
+        trainer: what is saved.
+        work: the folder.
+    """
+
+    def __init__(self, trainer: Trainer, work: Path) -> None:
+        self.trainer, self.work = trainer, work
+        self.saved = trainer.start
+
+    def __call__(self, number: int) -> None:
+        """Save the state after step `number`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        trainer = self.trainer
+        if trainer.accelerator.is_main_process and number > self.saved:
+            save_checkpoint(self.work, trainer.checkpoint(number), trainer.config.pretrain.keep_checkpoints)
+            self.saved = number
+
+
+def steps_of(trainer: Trainer, batches: Batches, work: Path) -> Iterator[Step]:
+    """The optimiser steps that are left, each taken into the average."""
+    own = trainer.config.pretrain
+    for step in fit(
+        trainer.accelerator,
+        trainer.objective,
+        trainer.optimizer,
+        batches,
+        own.batch_size,
+        own.steps,
+        own.max_grad_norm,
+        start=trainer.start,
+        learning_rate=lambda number: warmed_up(own, number),
+        kept=f"the checkpoints in '{work}' are kept",
+    ):
+        if trainer.average is not None:
+            trainer.average.update(trainer.promptnet, step.number)
+        yield step
+
+
+def asked_to_stop(accelerator: Accelerator, interrupts: Interrupts) -> int:
+    """The number of a signal that any of the processes was given, or 0."""
+    if accelerator.num_processes == 1:
+        return interrupts.asked
+    return int(accelerator.gather(torch.tensor([interrupts.asked], device=accelerator.device)).max())
+
+
+def train(
+    trainer: Trainer, encodings: Encodings, batches: Batches, work: Path, output: Output
+) -> Iterator[tuple[Step, float]]:
+    """Every step that is left, with checkpoints, log and sample sheets; yields steps and samples per second.
+
+    Raises:
+        Interrupted: a signal; the checkpoint is saved.
+        DivergedError: a loss that is not finite; the last checkpoint is kept.
+        OutputError, InputError, DeviceError: disk full, pictures gone, or another process has ended; the state so
+            far is saved if it can be.
+    """
+    own, accelerator = trainer.config.pretrain, trainer.accelerator
+    main = accelerator.is_main_process
+    log = Log(work, trainer.start) if main else None
+    save = Saving(trainer, work)
+    number, before = trainer.start, time.perf_counter()
+    with Interrupts(main and not output.quiet, accelerator.num_processes) as interrupts:
+        try:
+            with lost_processes(accelerator.num_processes):
+                for step in steps_of(trainer, batches, work):
+                    number = step.number
+                    rate = own.batch_size / max(time.perf_counter() - before, 1e-9)
+                    if log is not None:
+                        log.write(step, rate)
+                    asked = asked_to_stop(accelerator, interrupts)
+                    if asked or number % own.checkpoint_every == 0 or number == own.steps:
+                        save(number)
+                    if asked:
+                        accelerator.wait_for_everyone()  # a launcher ends all as soon as one has ended
+                        raise Interrupted(asked, f"A checkpoint of step {number} is in '{work}': go on with --resume.")
+                    if log is not None and own.sample_every and number % own.sample_every == 0:
+                        log.picture(number, draw_sheet(trainer, encodings))
+                    yield step, rate
+                    before = time.perf_counter()
+        except (OutputError, InputError, DeviceError):
+            with contextlib.suppress(OutputError):
+                save(number)
+            raise
+        finally:
+            if log is not None:
+                log.close()
+
+
+def run_steps(
+    trainer: Trainer, dataset: Dataset, cache: Path | None, work: Path, output: Output
+) -> tuple[Step, float] | None:
+    """The loop with its progress; the last step and the samples per second."""
+    config, base, accelerator = trainer.config, trainer.base, trainer.accelerator
+    own, rank, processes = config.pretrain, accelerator.process_index, accelerator.num_processes
+    bounds = [own.batch_size * i // processes for i in range(processes + 1)]
+    last = None
+    with Encodings(base, dataset, cache) as encodings:
+        batches = Batches(
+            encodings,
+            own.batch_size,
+            config.seed,
+            trainer.latent_shape,
+            base.vae_scaling_factor,
+            base.scheduler.config.num_train_timesteps,
+            slice(bounds[rank], bounds[rank + 1]),
+        )
+        with output.progress("Pre-training", own.steps) as progress:
+            progress(trainer.start, "")
+            begun, first = time.perf_counter(), trainer.start
+            for step, rate in train(trainer, encodings, batches, work, output):
+                progress(step.number, f"loss {step.loss:.4f}, {rate:.1f} samples/s")
+                last = (step, (step.number - first) * own.batch_size / (time.perf_counter() - begun))
+                if step.number % own.checkpoint_every == 0:
+                    left = (own.steps - step.number) * own.batch_size / last[1]
+                    output.note(
+                        f"Step {step.number} of {own.steps}: loss {step.loss:.4f}, {last[1]:.1f} samples/s, "
+                        f"{_duration(left)} left."
+                    )
+    return last
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
