@@ -22,6 +22,7 @@ from profusion_cli.dataset import Dataset, epoch_order, list_pictures, load_squa
 from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
 from profusion_cli.runtime import training
 from profusion_cli.runtime.device import epoch_generator
+from profusion_cli.runtime.fitting import Step
 from profusion_cli.runtime.pretraining import checkpoints, encodings
 from profusion_cli.runtime.pretraining import run as whole_run
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
@@ -29,7 +30,6 @@ from profusion_cli.runtime.pretraining.log import Log
 from profusion_cli.runtime.pretraining.processes import lost_processes
 from profusion_cli.runtime.pretraining.trainer import Average, warmed_up
 from profusion_cli.runtime.pretraining.work import claimed_work
-from profusion_cli.runtime.training import Step
 from tests.conftest import draw_photo, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
+import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import safetensors.torch
@@ -13,8 +17,10 @@ import torch
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, FinetuneConfig
 from profusion_cli.errors import DivergedError
+from profusion_cli.runtime import fitting, training
 from profusion_cli.runtime.backbone import BaseModel
-from profusion_cli.runtime.device import resolve_placement, step_generator
+from profusion_cli.runtime.device import Placement, resolve_placement, step_generator
+from profusion_cli.runtime.fitting import make_accelerator
 from profusion_cli.runtime.loss import diffusion_target
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import draw_batch, finetune, select_trainable
@@ -163,8 +169,6 @@ def test_encoders_run_once_per_view(photo, tmp_path, monkeypatch):
 def test_a_divergence_saves_nothing(base_folder, photo, tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match="the loss at step"):
         tune(make_base(base_folder), learning_rate=1.0, max_grad_norm=0.0, weight_decay=0.0, steps=30)
-    from profusion_cli.runtime import training
-
     monkeypatch.setattr(training, "diffusion_loss", lambda prediction, target: prediction.sum() * float("nan"))
     result = run("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
     assert result.exit_code == 7
@@ -173,8 +177,6 @@ def test_a_divergence_saves_nothing(base_folder, photo, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_saves_nothing(photo, tmp_path, monkeypatch):
-    from profusion_cli.runtime import training
-
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -182,6 +184,79 @@ def test_an_interrupt_saves_nothing(photo, tmp_path, monkeypatch):
     result = run("finetune", photo, "--no-augment", "--preset", "tiny-random", "--steps", 2, "-o", tmp_path / "x.pfz")
     assert result.exit_code == 130
     assert not list(tmp_path.iterdir())
+
+
+# --- accelerate, which keeps things for the whole process ----------------------------------------------------
+
+
+def placed(device: str, autocast: str) -> Placement:
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16}[autocast]
+    return Placement(torch.device(device), dtype, dtype, autocast)
+
+
+def test_every_training_has_its_own_device_and_precision():
+    """One after another in a process, and the environment stays as it was."""
+    before = dict(os.environ)
+    for device, autocast in (("cpu", "no"), ("cpu", "bf16"), ("cuda:1", "no"), ("cuda:0", "bf16"), ("cpu", "no")):
+        accelerator = make_accelerator(placed(device, autocast), 2)
+        assert (str(accelerator.device), accelerator.mixed_precision) == (device, autocast)
+        assert dict(os.environ) == before
+
+
+def test_nothing_of_a_fine_tuning_lives_on(base_folder):
+    """In bfloat16 accelerate wraps the objective so that it holds itself, and the UNet."""
+    base = BaseModel(BaseConfig(str(base_folder), resolution=128), resolve_placement("cpu", "bfloat16", True))
+    unet = weakref.ref(base.unet)
+    gc.collect()
+    gc.disable()
+    try:
+        tune(base, steps=1)
+        base.release("unet")
+        assert unet() is None
+    finally:
+        gc.enable()
+
+
+def like_float16(monkeypatch, steepness: float = 1.0) -> None:
+    """Train as on a GPU in float16: losses are scaled, and steps whose gradients overflow are skipped.
+
+    Of the gradients only the first, of the loss, is in float16; it is the scale itself, of which 65536 is too much.
+    """
+    original = training.diffusion_loss
+
+    def scaled(placement, gradient_accumulation):
+        accelerator = make_accelerator(placement, gradient_accumulation)
+        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0 * gradient_accumulation)
+        accelerator.scaler = scaler
+        # accelerate itself does so only on a GPU
+        accelerator.unscale_gradients = lambda: [scaler.unscale_(each.optimizer) for each in accelerator._optimizers]
+        return accelerator
+
+    def loss_of(*arguments):
+        loss = original(*arguments)
+        loss.register_hook(lambda gradient: (gradient * steepness).half().float())
+        return loss
+
+    monkeypatch.setattr(training, "make_accelerator", scaled)
+    monkeypatch.setattr(training, "diffusion_loss", loss_of)
+
+
+def test_a_step_that_overflows_is_done_again(base_folder, monkeypatch):
+    """With the smaller scale, on the same pictures and the same noise; the scaler alone would leave it out."""
+    plain, changes = tune(make_base(base_folder), steps=3, gradient_accumulation=2)
+    like_float16(monkeypatch)
+    again, changes_again = tune(make_base(base_folder), steps=3, gradient_accumulation=2)
+    assert (plain.repeated, again.repeated) == (0, 1)
+    assert again.losses == pytest.approx(plain.losses, rel=1e-4)
+    for name, change in changes.items():
+        assert (change - changes_again[name]).abs().mean() < 1e-4, name
+
+
+def test_gradients_that_overflow_at_every_scale_are_a_divergence(base_folder, monkeypatch):
+    like_float16(monkeypatch, math.inf)
+    monkeypatch.setattr(fitting, "SMALLEST_SCALE", 20000.0)
+    with pytest.raises(DivergedError, match="step 1 overflow"):
+        tune(make_base(base_folder), steps=2)
 
 
 # --- the bundle ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
 import tempfile
@@ -85,6 +86,7 @@ class BaseModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release(*(name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)))
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -236,6 +238,7 @@ class BaseModel:
         """Let loaded parts go, to free their memory."""
         for name in names:
             self.__dict__.pop(name, None)
+        gc.collect()  # an optimiser or a pipeline may hold itself, and a part with it
         if self.placement.device.type == "cuda":
             torch.cuda.empty_cache()
 

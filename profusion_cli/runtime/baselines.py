@@ -14,11 +14,12 @@ from profusion_cli.errors import ConfigError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import step_generator
+from profusion_cli.runtime.fitting import Tensors
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2, prior_preservation_loss
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.text import TextConditioner, Tokens
-from profusion_cli.runtime.training import Tensors, Tuned, select_trainable, tune
+from profusion_cli.runtime.training import Tuned, select_trainable, tune
 from profusion_cli.runtime.views import Views
 
 

@@ -17,6 +17,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
 from profusion_cli.runtime.device import DTYPES, picture_generator, resolve_placement
+from profusion_cli.runtime.fitting import REPEATED
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.promptnet import PromptNet
@@ -74,6 +75,8 @@ def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, l
         make = _make_word if is_word_method(own.method) else _make_promptnet
         made = make(base, config, squares, listener, augment)
         losses = made.tuned.losses
+        if made.tuned.repeated:
+            output.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
         manifest = {
             **made.manifest,
             "pictures": made.pictures,

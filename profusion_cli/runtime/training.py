@@ -1,26 +1,19 @@
-"""Training on accelerate: the loop, one step of the objective, and fine-tuning on one subject."""
+"""Fine-tuning on one subject: its batches, the objective, and what is trained."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 from profusion_cli.config import FinetuneConfig
-from profusion_cli.errors import DivergedError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
-from profusion_cli.runtime.device import Placement, step_generator
+from profusion_cli.runtime.device import step_generator
+from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, unprepare
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
@@ -29,26 +22,6 @@ from profusion_cli.runtime.text import TextConditioner, Tokens
 from profusion_cli.runtime.views import Views
 
 QKV = ("to_q", "to_k", "to_v")
-
-
-class Tensors:
-    """A dataclass of tensors that share their first dimension."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def _each(self) -> list[torch.Tensor]:
-        return [getattr(self, name) for name in self.__dataclass_fields__]
-
-    def __len__(self) -> int:
-        return len(self._each()[0])
-
-    def split(self, parts: int) -> list[Self]:
-        """So many parts, as equal as may be."""
-        split = [tensor.tensor_split(parts) for tensor in self._each()]
-        return [type(self)(*tensors) for tensors in zip(*split, strict=True)]
-
-    def to(self, device: torch.device) -> Self:
-        return type(self)(*(tensor.to(device) for tensor in self._each()))
 
 
 @dataclass(frozen=True)
@@ -160,104 +133,6 @@ def select_trainable(promptnet: nn.Module, unet: UNet2DConditionModel, train: st
     return chosen
 
 
-def choose_attention(placement: Placement, *models: nn.Module) -> None:
-    """Diffusers' plain attention where torch's fused one is slow: backwards, in bfloat16 on a CPU."""
-    if placement.device.type == "cpu" and placement.autocast == "bf16":
-        for attention in (module for model in models for module in model.modules() if isinstance(module, Attention)):
-            attention.set_processor(AttnProcessor())
-
-
-def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
-    """An accelerator on the device and in the precision of the placement."""
-    if placement.device.index is not None:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(placement.device)
-    AcceleratorState._reset_state()  # else the precision of the process's first training stands for all
-    return Accelerator(
-        cpu=placement.device.type == "cpu",
-        mixed_precision=placement.autocast,
-        # given as a plugin, an environment variable cannot override it
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
-    )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step that was done.
-
-    Args:
-        number: from 1.
-        loss: of the whole batch, before the step.
-        learning_rate: that it took.
-        grad_norm: of all trained parameters together, before clipping.
-    """
-
-    number: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-
-
-def fit(
-    accelerator: Accelerator,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Callable[[int], Tensors],
-    batch_size: int,
-    steps: int,
-    max_grad_norm: float,
-    *,
-    start: int = 0,
-    learning_rate: Callable[[int], float] | None = None,
-    kept: str = "nothing was saved",
-) -> Iterator[Step]:
-    """Optimiser steps, one per item; what is to happen after a step happens between the items.
-
-    Several processes take the step that one would take with all their pictures: the mean of the loss
-    is over the pictures, however many each process has.
-
-    Args:
-        accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
-        objective, optimizer: the loss and the optimiser of the trained parameters, both prepared by it.
-        batches: this process's share of the batch of a step (from 0), on the CPU.
-        batch_size: of the shares of all processes together.
-        steps: the step to stop at.
-        max_grad_norm: clips the gradients of all trained parameters together; 0 does not clip.
-        start: how many of the steps are done already.
-        learning_rate: of a step (from 0); without it the optimiser's own.
-        kept: what a divergence leaves behind.
-
-    Raises:
-        DivergedError: a loss that is not finite, in any process; the step is not taken.
-    """
-    parts, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for step in range(start, steps):
-        if learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
-        batch = batches(step)
-        total = torch.zeros((), device=accelerator.device)
-        grad_norm = torch.zeros(())
-        for part in batch.split(parts):
-            with accelerator.accumulate(objective):
-                # accelerate divides by the parts, and averages over the processes
-                weight = len(part) * parts * processes / batch_size
-                loss = objective(part.to(accelerator.device)) * weight
-                total += loss.detach() / parts
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    value = accelerator.reduce(total, "mean").item()
-                    if not math.isfinite(value):
-                        raise DivergedError(
-                            f"Training diverged: the loss at step {step + 1} is {value}; {kept}.",
-                            "Start anew with a lower --lr, or with --dtype float32.",
-                        )
-                    grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
-        yield Step(step + 1, value, optimizer.param_groups[0]["lr"], float(grad_norm))
-
-
 @dataclass(frozen=True)
 class Tuned:
     """The outcome of a fine-tuning.
@@ -265,10 +140,12 @@ class Tuned:
     Args:
         unet_changes: tuned minus base weight of every trained UNet parameter, float32, CPU.
         losses: of each step.
+        repeated: how many steps had to be done again, because gradients overflowed in float16.
     """
 
     unet_changes: dict[str, torch.Tensor]
     losses: tuple[float, ...]
+    repeated: int = 0
 
 
 def tune(
@@ -292,7 +169,7 @@ def tune(
         progress: called with the number of steps done and the loss.
 
     Raises:
-        DivergedError: a loss that is not finite.
+        DivergedError: as `fit`.
     """
     unet, placement = base.unet, base.placement
     before = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
@@ -313,13 +190,16 @@ def tune(
     )
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     size = batch_size * accelerator.num_processes
-    losses = []
-    for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
-        losses.append(step.loss)
-        progress(step.number, step.loss)
+    done = []
+    try:
+        for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
+            done.append(step)
+            progress(step.number, step.loss)
+    finally:
+        unprepare(accelerator, prepared)
     changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
     objective.eval().requires_grad_(False)
-    return Tuned(changes, tuple(losses))
+    return Tuned(changes, tuple(step.loss for step in done), sum(step.repeated > 0 for step in done))
 
 
 def finetune(

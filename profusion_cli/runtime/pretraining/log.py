@@ -14,7 +14,7 @@ from PIL import Image
 
 from profusion_cli.errors import OutputError
 from profusion_cli.files import atomic_output, output_hint
-from profusion_cli.runtime.training import Step
+from profusion_cli.runtime.fitting import Step
 
 LOG = "log.csv"
 SHEET = "samples-{}.png"

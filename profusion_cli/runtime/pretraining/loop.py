@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset
 from profusion_cli.errors import DeviceError, InputError, Interrupted, OutputError
+from profusion_cli.runtime.fitting import REPEATED, Step, fit
 from profusion_cli.runtime.pretraining.batches import Batches
 from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
 from profusion_cli.runtime.pretraining.encodings import Encodings
@@ -20,7 +21,6 @@ from profusion_cli.runtime.pretraining.log import Log
 from profusion_cli.runtime.pretraining.processes import Interrupts, lost_processes
 from profusion_cli.runtime.pretraining.sheet import draw_sheet
 from profusion_cli.runtime.pretraining.trainer import Trainer, warmed_up
-from profusion_cli.runtime.training import Step, fit
 
 
 class Saving:
@@ -140,6 +140,8 @@ def run_steps(
             begun, first = time.perf_counter(), trainer.start
             for step, rate in train(trainer, encodings, batches, work, output):
                 progress(step.number, f"loss {step.loss:.4f}, {rate:.1f} samples/s")
+                if step.repeated:
+                    output.note(f"Step {step.number}: {REPEATED}")
                 last = (step, (step.number - first) * own.batch_size / (time.perf_counter() - begun))
                 if step.number % own.checkpoint_every == 0:
                     left = (own.steps - step.number) * own.batch_size / last[1]

@@ -21,6 +21,7 @@ from profusion_cli.errors import ConfigError, InputError
 from profusion_cli.files import output_hint
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, resolve_placement
+from profusion_cli.runtime.fitting import make_accelerator, unprepare
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.pretraining.batches import read_dataset
 from profusion_cli.runtime.pretraining.checkpoints import (
@@ -35,7 +36,6 @@ from profusion_cli.runtime.pretraining.loop import run_steps
 from profusion_cli.runtime.pretraining.processes import lost_processes
 from profusion_cli.runtime.pretraining.trainer import Trainer, settings_of
 from profusion_cli.runtime.pretraining.work import claimed_work, clear_work
-from profusion_cli.runtime.training import make_accelerator
 from profusion_cli.runtime.weights import pack, promptnet_section
 
 
@@ -147,7 +147,10 @@ def pretrain(
         trainer.prepare(checkpoint_to_resume(trainer, work, output) if resume else None)
         if accelerator.is_main_process and trainer.start == 0:
             clear_work(work)
-        last = run_steps(trainer, dataset, cached, work, output)
+        try:
+            last = run_steps(trainer, dataset, cached, work, output)
+        finally:
+            unprepare(accelerator, trainer.objective)
         summary = {
             "kind": "promptnet",
             "steps": own.steps,

@@ -12,12 +12,12 @@ from torch import nn
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.dataset import Dataset
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.fitting import choose_attention
 from profusion_cli.runtime.parts import WEIGHTY
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import (
     TrainingObjective,
-    choose_attention,
     concept_tokens,
     select_trainable,
 )
@@ -141,10 +141,7 @@ class Trainer:
             tensors |= {f"ema.{name}": value for name, value in self.average.weights.items()}
         state = getattr(self.optimizer, "optimizer", self.optimizer).state
         for name, parameter in self.promptnet.named_parameters():
-            for moment in MOMENTS:
-                empty = torch.zeros(()) if moment == "step" else torch.zeros_like(parameter)
-                # empty where float16's gradient scaler has skipped every step so far
-                tensors[f"{moment}.{name}"] = state[parameter].get(moment, empty) if parameter in state else empty
+            tensors |= {f"{moment}.{name}": state[parameter][moment] for moment in MOMENTS}
         scaler = self.accelerator.scaler
         return Checkpoint(step, self.settings, tensors, None if scaler is None else scaler.state_dict())
 

@@ -1,0 +1,200 @@
+"""Training on accelerate: the loop of every training here, whatever it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import nn
+
+from profusion_cli.errors import DivergedError
+from profusion_cli.runtime.device import Placement
+
+REPEATED = "gradients overflowed in float16, and the step was done again with a smaller scale."
+SMALLEST_SCALE = 1.0
+"""Of the loss in float16: the scaler begins at 65536, and halves it where gradients overflow."""
+
+
+class Tensors:
+    """A dataclass of tensors that share their first dimension."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def _each(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.__dataclass_fields__]
+
+    def __len__(self) -> int:
+        return len(self._each()[0])
+
+    def split(self, parts: int) -> list[Self]:
+        """So many parts, as equal as may be."""
+        split = [tensor.tensor_split(parts) for tensor in self._each()]
+        return [type(self)(*tensors) for tensors in zip(*split, strict=True)]
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(tensor.to(device) for tensor in self._each()))
+
+
+def choose_attention(placement: Placement, *models: nn.Module) -> None:
+    """Diffusers' plain attention where torch's fused one is slow: backwards, in bfloat16 on a CPU."""
+    if placement.device.type == "cpu" and placement.autocast == "bf16":
+        for attention in (module for model in models for module in model.modules() if isinstance(module, Attention)):
+            attention.set_processor(AttnProcessor())
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable as it is wanted for a while, and then as it was; None leaves it alone."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
+    """An accelerator on the device and in the precision of the placement; earlier ones are done with."""
+    # accelerate keeps both in one state for the whole process; connected processes keep their connections
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    device = placement.device
+    with _environment("ACCELERATE_TORCH_DEVICE", None if device.index is None else str(device)):
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=placement.autocast,
+            # given as a plugin, an environment variable cannot override it
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
+        )
+
+
+def unprepare(accelerator: Accelerator, prepared: nn.Module) -> None:
+    """Take off what accelerate wraps `forward` in: by it a module holds itself, and all its networks, in memory."""
+    module = accelerator.unwrap_model(prepared)
+    for name in ("forward", "_original_forward"):
+        vars(module).pop(name, None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step that was done.
+
+    Args:
+        number: from 1.
+        loss: of the whole batch, before the step.
+        learning_rate: that it took.
+        grad_norm: of all trained parameters together, before clipping.
+        repeated: how often it had to be done again, because gradients overflowed in float16.
+    """
+
+    number: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    repeated: int = 0
+
+
+def _try_step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    batch: Tensors,
+    batch_size: int,
+    max_grad_norm: float,
+) -> tuple[float, float]:
+    """Gradients of a batch, part by part, and the step, unless the loss is not finite; see `fit`.
+
+    Returns:
+        The loss, and the norm of the gradients before clipping.
+    """
+    parts, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    total = torch.zeros((), device=accelerator.device)
+    value = grad_norm = math.nan
+    for part in batch.split(parts):
+        with accelerator.accumulate(objective):
+            # accelerate divides by the parts, and averages over the processes
+            weight = len(part) * parts * processes / batch_size
+            loss = objective(part.to(accelerator.device)) * weight
+            total += loss.detach() / parts
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                value = accelerator.reduce(total, "mean").item()
+                if not math.isfinite(value):
+                    break
+                grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
+            optimizer.step()
+            optimizer.zero_grad()
+    return value, grad_norm
+
+
+def fit(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    batches: Callable[[int], Tensors],
+    batch_size: int,
+    steps: int,
+    max_grad_norm: float,
+    *,
+    start: int = 0,
+    learning_rate: Callable[[int], float] | None = None,
+    kept: str = "nothing was saved",
+) -> Iterator[Step]:
+    """Optimiser steps, one per item; what is to happen after a step happens between the items.
+
+    Several processes take the step that one would take with all their pictures: the mean of the loss
+    is over the pictures, however many each process has. A step that float16's gradient scaler skips,
+    because gradients overflowed, is done again with the smaller scale that it has chosen.
+
+    Args:
+        accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
+        objective, optimizer: the loss and the optimiser of the trained parameters, both prepared by it.
+        batches: this process's share of the batch of a step (from 0), on the CPU.
+        batch_size: of the shares of all processes together.
+        steps: the step to stop at.
+        max_grad_norm: clips the gradients of all trained parameters together; 0 does not clip.
+        start: how many of the steps are done already.
+        learning_rate: of a step (from 0); without it the optimiser's own.
+        kept: what a divergence leaves behind.
+
+    Raises:
+        DivergedError: a loss that is not finite, in any process, or gradients that overflow at the smallest
+            scale; the step is not taken.
+    """
+
+    def diverged(what: str) -> DivergedError:
+        return DivergedError(
+            f"Training diverged: the {what}; {kept}.",
+            "Start anew with a lower --lr, or with --dtype float32.",
+        )
+
+    for step in range(start, steps):
+        if learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step)
+        batch = batches(step)
+        repeated = 0
+        while True:
+            loss, grad_norm = _try_step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
+            if not math.isfinite(loss):
+                raise diverged(f"loss at step {step + 1} is {loss}")
+            if not optimizer.step_was_skipped:
+                break
+            repeated += 1
+            if accelerator.scaler.get_scale() < SMALLEST_SCALE:
+                raise diverged(f"gradients at step {step + 1} overflow at every scale")
+        yield Step(step + 1, loss, optimizer.param_groups[0]["lr"], grad_norm, repeated)
