@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -100,6 +101,39 @@ def _same_on_every_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("profusion_cli.runtime.device.cpu_computes_bfloat16", lambda: False)
         yield
+
+
+def like_float16(monkeypatch: pytest.MonkeyPatch, trains: ModuleType, steepness: float = 1.0) -> None:
+    """Train as on a GPU in float16: losses are scaled, and steps whose gradients overflow are skipped.
+
+    Of the gradients only the first, of the loss, is in float16; it is the scale itself, of which 65536 is too much.
+
+    Args:
+        monkeypatch: pytest's.
+        trains: the module that makes the accelerator.
+        steepness: times the first gradient.
+    """
+    import torch
+
+    from profusion_cli.runtime import training
+
+    make, loss_of = trains.make_accelerator, training.diffusion_loss
+
+    def scaling(placement: Any, gradient_accumulation: int) -> Any:
+        accelerator = make(placement, gradient_accumulation)
+        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0 * gradient_accumulation)
+        accelerator.scaler = scaler
+        # accelerate itself does so only on a GPU
+        accelerator.unscale_gradients = lambda: [scaler.unscale_(each.optimizer) for each in accelerator._optimizers]
+        return accelerator
+
+    def in_half(*arguments: Any) -> Any:
+        loss = loss_of(*arguments)
+        loss.register_hook(lambda gradient: (gradient * steepness).half().float())
+        return loss
+
+    monkeypatch.setattr(trains, "make_accelerator", scaling)
+    monkeypatch.setattr(training, "diffusion_loss", in_half)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from profusion_cli.runtime.pretraining.log import Log
 from profusion_cli.runtime.pretraining.processes import lost_processes
 from profusion_cli.runtime.pretraining.trainer import Average, warmed_up
 from profusion_cli.runtime.pretraining.work import claimed_work
-from tests.conftest import draw_photo, ok, run
+from tests.conftest import draw_photo, like_float16, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "tiny-random", "--batch-size", 2, "--lr", "1e-3", "--save-dtype", "float32"]
@@ -592,6 +592,20 @@ def test_a_divergence_keeps_the_last_checkpoint(pictures, tmp_path, monkeypatch)
     state = newest_checkpoint(tmp_path / "x.pfz.work")
     assert state.step == 2
     assert all(value.isfinite().all() for value in state.tensors.values())
+
+
+def test_a_step_that_overflows_is_done_again(pictures, tmp_path, monkeypatch, trained):
+    """As float16 does it on a GPU, with the scale that the checkpoint remembers."""
+    common = ["pretrain", pictures, *TINY, "-o", tmp_path / "x.pfz"]
+    like_float16(monkeypatch, whole_run)
+    assert "Step 1: gradients overflowed" in ok(*common, "--steps", 2).stderr
+    assert newest_checkpoint(tmp_path / "x.pfz.work").scaler["scale"] == 32768.0
+    assert "overflowed" not in ok(*common, "--steps", 3, "--resume", "--force").stderr
+    losses, plain = (
+        [float(row["loss"]) for row in log_of(path.with_name(f"{path.name}.work"))]
+        for path in (tmp_path / "x.pfz", trained[0])
+    )
+    assert losses == pytest.approx(plain[:3], rel=1e-4)
 
 
 # --- the log -------------------------------------------------------------------------------------------------

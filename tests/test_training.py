@@ -25,7 +25,7 @@ from profusion_cli.runtime.loss import diffusion_target
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import draw_batch, finetune, select_trainable
 from profusion_cli.runtime.views import Views
-from tests.conftest import draw_photo, ok, run
+from tests.conftest import draw_photo, like_float16, ok, run
 
 
 def make_base(folder) -> BaseModel:
@@ -217,34 +217,10 @@ def test_nothing_of_a_fine_tuning_lives_on(base_folder):
         gc.enable()
 
 
-def like_float16(monkeypatch, steepness: float = 1.0) -> None:
-    """Train as on a GPU in float16: losses are scaled, and steps whose gradients overflow are skipped.
-
-    Of the gradients only the first, of the loss, is in float16; it is the scale itself, of which 65536 is too much.
-    """
-    original = training.diffusion_loss
-
-    def scaled(placement, gradient_accumulation):
-        accelerator = make_accelerator(placement, gradient_accumulation)
-        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0 * gradient_accumulation)
-        accelerator.scaler = scaler
-        # accelerate itself does so only on a GPU
-        accelerator.unscale_gradients = lambda: [scaler.unscale_(each.optimizer) for each in accelerator._optimizers]
-        return accelerator
-
-    def loss_of(*arguments):
-        loss = original(*arguments)
-        loss.register_hook(lambda gradient: (gradient * steepness).half().float())
-        return loss
-
-    monkeypatch.setattr(training, "make_accelerator", scaled)
-    monkeypatch.setattr(training, "diffusion_loss", loss_of)
-
-
 def test_a_step_that_overflows_is_done_again(base_folder, monkeypatch):
     """With the smaller scale, on the same pictures and the same noise; the scaler alone would leave it out."""
     plain, changes = tune(make_base(base_folder), steps=3, gradient_accumulation=2)
-    like_float16(monkeypatch)
+    like_float16(monkeypatch, training)
     again, changes_again = tune(make_base(base_folder), steps=3, gradient_accumulation=2)
     assert (plain.repeated, again.repeated) == (0, 1)
     assert again.losses == pytest.approx(plain.losses, rel=1e-4)
@@ -253,7 +229,7 @@ def test_a_step_that_overflows_is_done_again(base_folder, monkeypatch):
 
 
 def test_gradients_that_overflow_at_every_scale_are_a_divergence(base_folder, monkeypatch):
-    like_float16(monkeypatch, math.inf)
+    like_float16(monkeypatch, training, math.inf)
     monkeypatch.setattr(fitting, "SMALLEST_SCALE", 20000.0)
     with pytest.raises(DivergedError, match="step 1 overflow"):
         tune(make_base(base_folder), steps=2)

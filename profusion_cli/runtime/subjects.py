@@ -76,7 +76,7 @@ def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, l
         made = make(base, config, squares, listener, augment)
         losses = made.tuned.losses
         if made.tuned.repeated:
-            output.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
+            listener.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
         manifest = {
             **made.manifest,
             "pictures": made.pictures,
