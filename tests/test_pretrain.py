@@ -23,7 +23,7 @@ from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputErr
 from profusion_cli.runtime import training
 from profusion_cli.runtime.device import epoch_generator
 from profusion_cli.runtime.fitting import Step
-from profusion_cli.runtime.pretraining import checkpoints, encodings
+from profusion_cli.runtime.pretraining import checkpoints, encodings, loop
 from profusion_cli.runtime.pretraining import run as whole_run
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
 from profusion_cli.runtime.pretraining.log import Log
@@ -746,3 +746,20 @@ def test_the_end_of_another_process_is_no_bug():
         raise broken
     with pytest.raises(RuntimeError, match="shape"), lost_processes(2):
         raise RuntimeError("shape")
+
+
+def test_the_end_of_another_process_between_steps_keeps_what_is_done(pictures, tmp_path, monkeypatch):
+    asked = []
+
+    def lost(accelerator, interrupts):
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+        return 0
+
+    monkeypatch.setattr(loop, "asked_to_stop", lost)
+    monkeypatch.setattr(loop, "lost_processes", lambda _: lost_processes(2))
+    result = run("pretrain", pictures, *TINY, "--steps", 3, "-o", tmp_path / "x.pfz")
+    assert result.exit_code == DeviceError.exit_code
+    assert "Another process" in result.stderr
+    assert newest_checkpoint(tmp_path / "x.pfz.work").step == 2
