@@ -184,6 +184,12 @@ def test_a_16_bit_ramp_keeps_its_gradient(kind):
     assert np.array_equal(shown, np.broadcast_to(np.arange(256)[None, :, None], (40, 256, 3)))
 
 
+def test_16_bits_are_rounded_to_8():
+    values = np.tile(np.arange(0, 65536, 61, dtype=np.uint16), (40, 1))
+    shown = pixels(decode(packed(Image.fromarray(values), "PNG")).image)
+    assert np.array_equal(shown[..., 0], np.rint(values / 257))
+
+
 def test_a_16_bit_rgb_png_is_scaled_not_clipped():
     row = np.linspace(0, 65535, 256).round().astype(">u2")
     rows = np.repeat(np.tile(row, (40, 1))[..., None], 3, axis=-1)

@@ -124,6 +124,8 @@ def test_nothing_is_computed_twice():
     pictures = Remembered(lambda items: [sizes.append(item.size) for item in items])
     pictures([picture(1), picture(1).copy(), picture(1, (40, 50)), picture(2)])
     assert sizes == [(50, 40), (40, 50), (50, 40)]
+    pictures([Image.new("RGB", size) for size in ((50, 40), (40, 50))])
+    assert sizes[3:] == [(50, 40), (40, 50)], "of the same bytes, and not the same picture"
 
 
 # --- CLIP ------------------------------------------------------------------------------------------------------
