@@ -25,7 +25,7 @@ from profusion_cli.commands import (
     sample,
 )
 from profusion_cli.console import download_bars, print_error
-from profusion_cli.errors import DeviceError, ProfusionError
+from profusion_cli.errors import ProfusionError, out_of_memory
 
 INTERRUPTED = 130
 OTHERS_WAIT = 5.0
@@ -53,9 +53,7 @@ class Commands(TyperGroup):
             if not _out_of_memory(error):
                 raise
             name = ctx.invoked_subcommand or ""
-            failure = DeviceError(
-                f"The device ran out of memory: {str(error).splitlines()[0]}", MEMORY_HINTS.get(name, "")
-            )
+            failure = out_of_memory(error, MEMORY_HINTS.get(name, ""))
             _wait_for_first_process()
             print_error(failure)
             raise typer.Exit(failure.exit_code) from error

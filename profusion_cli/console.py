@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from profusion_cli.errors import OutputError, ProfusionError
+from profusion_cli.listener import Listener
 
 
 def print_result(text: str) -> None:
@@ -57,7 +58,7 @@ def shows_download_bars() -> bool:
     return _downloads_wanted.get() and _stderr().is_terminal
 
 
-class Output:
+class Output(Listener):
     """The one sink of a command.
 
     Args:

@@ -63,6 +63,17 @@ class DeviceError(ProfusionError):
     exit_code = 6
 
 
+def out_of_memory(error: BaseException, hint: str) -> DeviceError:
+    """What to say of a device that ran out of memory.
+
+    Args:
+        error: as torch or Python raised it.
+        hint: one sentence: what to do about it.
+    """
+    first, *_ = str(error).splitlines() or [type(error).__name__]
+    return DeviceError(f"The device ran out of memory: {first}", hint)
+
+
 class DivergedError(ProfusionError):
     """Training produced a non-finite loss."""
 

@@ -13,7 +13,13 @@ Progress = Callable[..., None]
 
 
 class Listener:
-    """Hands notes and warnings to the logger `profusion`, and shows no progress; commands show both on the terminal."""
+    """Hands notes and warnings to the logger `profusion`, and shows no progress; commands show both on the terminal.
+
+    Attributes:
+        quiet: nothing of this is wanted.
+    """
+
+    quiet = False
 
     def note(self, text: str) -> None:
         """Something good to know."""

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from profusion_cli import app
-from profusion_cli.bundle import read_bundle
+from profusion_cli.bundle import Bundle, read_bundle
 from profusion_cli.config import PretrainConfig
 from profusion_cli.dataset import Dataset, epoch_order, list_pictures, load_square, make_dataset, scan_pictures
 from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
@@ -686,7 +686,7 @@ def test_a_full_disk_at_the_end_keeps_the_training(pictures, tmp_path, monkeypat
     (tmp_path / "x.pfz.work").mkdir()
     (tmp_path / "x.pfz.work" / "samples-of-mine.png").write_text("no training's")
     with monkeypatch.context() as patch:
-        patch.setattr(whole_run, "make_bundle", full)
+        patch.setattr(Bundle, "save", full)
         result = run(*common)
     assert result.exit_code == 9
     assert "--resume" in result.stderr

@@ -8,7 +8,6 @@ import typer
 
 from profusion_cli.console import Output
 from profusion_cli.options import Json
-from profusion_cli.presets import PRESET_VARIABLE, default_preset, read_preset, shipped_presets
 
 
 def presets(
@@ -27,6 +26,8 @@ def presets(
 
 def describe_presets() -> tuple[list[str], dict[str, Any]]:
     """Lines for people, and the same as plain data."""
+    from profusion_cli.presets import PRESET_VARIABLE, default_preset, read_preset, shipped_presets
+
     entries = []
     for name, path in shipped_presets().items():
         values = read_preset(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from profusion_cli import options
 from profusion_cli.commands.common import print_config
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, check_target
+from profusion_cli.files import STDIO, check_target, output_hint
 
 
 @options.takes("pretrain", "class_word", "base.id", *options.MACHINE)
@@ -55,7 +56,8 @@ def pretrain(
     The base model stays frozen. Runs on several GPUs or machines with `torchrun -m profusion_cli pretrain ...` or
     `accelerate launch -m profusion_cli pretrain ...`; machines must share the work folder.
     """
-    from profusion_cli.jobs.configuration import configure, remember
+    from profusion_cli.jobs.configuration import configure
+    from profusion_cli.jobs.promptnet import pretrain as train
 
     config = configure(preset, None, flags, settings)
     main = int(os.environ.get("RANK", "0")) == 0
@@ -63,34 +65,19 @@ def pretrain(
         if main:
             print_config(config)
         return
+    started = time.perf_counter()
     output = Output(quiet or not main, as_json)
     if not work:
         if target == STDIO:
             raise UsageError("'-o -' leaves no name for the work folder.", "Name one with --work DIR.")
         work = f"{target}.work"
-
-    from profusion_cli.dataset import list_pictures
-
-    listing = list_pictures(images)
     check_target(target, force, as_json)
-    if config.base.random is not None:
-        output.warn("The base model has random weights: it exercises every step, and draws noise.")
-
-    from profusion_cli.runtime.pretraining.run import pretrain as train
-
-    made = train(
-        config,
-        listing,
-        Path(images[0]).name or images[0],
-        remember(config),
-        Path(work),
-        cache,
-        target,
-        resume,
-        force,
-        output,
-    )
-    if main:
-        if target != STDIO:
-            output.line(target)
-        output.record({"path": target, **made})
+    kept = Path(cache) if cache else None
+    made, summary = train(images, config, Path(work), cache=kept, resume=resume, force=force, listener=output)
+    if made is None:  # not the main process
+        return
+    with output_hint(f"The training is kept: free some space or choose another -o, and add --resume --work '{work}'."):
+        made.save(target, force)
+    if target != STDIO:
+        output.line(target)
+    output.record({"path": target, **summary, "seconds": round(time.perf_counter() - started, 2)})

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import typer
-
+from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config
-from profusion_cli.errors import ProfusionError
-from profusion_cli.evaluation.cells.marks import PRETRAINING, subject_settings, views_settings
-from profusion_cli.mappings import flat
-
-
-class CommandError(ProfusionError):
-    """A command that a cell needs has failed, and said why."""
-
-    def __init__(self, command: str, exit_code: int) -> None:
-        super().__init__(f"`profusion {command}` failed with exit code {exit_code}; what it said stands above.")
-        self.exit_code = exit_code
+from profusion_cli.console import Output
+from profusion_cli.errors import out_of_memory
+from profusion_cli.files import read_source
+from profusion_cli.images import decode_photo
+from profusion_cli.jobs import promptnet, subject, views
+from profusion_cli.jobs.configuration import configure
+from profusion_cli.runtime.device import is_out_of_memory
 
 
 def make_views(photo: Path, target: Path, config: Config) -> None:
@@ -36,7 +29,10 @@ def make_views(photo: Path, target: Path, config: Config) -> None:
     Raises:
         ProfusionError: it cannot be done.
     """
-    _run("augment", str(photo), target, config, views_settings(config), "--force")
+    own = _with_the_presets(config, "sample", "pretrain", "finetune", "promptnet")
+    with _memory("Lower augment.batch_size under `settings` in the study."):
+        made = views.make_views(decode_photo(read_source(str(photo)), str(photo)), own, listener=Output(quiet=True))
+    made.save(target, force=True)
 
 
 def make_subject(source: Path, target: Path, config: Config, *, augmented: bool) -> None:
@@ -51,8 +47,11 @@ def make_subject(source: Path, target: Path, config: Config, *, augmented: bool)
     Raises:
         ProfusionError: it cannot be done.
     """
-    flags = () if augmented else ("--no-augment",)
-    _run("finetune", str(source), target, config, subject_settings(config), "--force", *flags)
+    own, data = _with_the_presets(config, "sample", "pretrain"), read_source(str(source))
+    given = read_bundle(data, str(source)) if augmented else decode_photo(data, str(source))
+    with _memory("Raise finetune.gradient_accumulation under `settings` in the study."):
+        made = subject.make_subject([given], own, augment=False, listener=Output(quiet=True))
+    made.save(target, force=True)
 
 
 def make_promptnet(pictures: str | Path, target: Path, work: Path, cache: Path, config: Config) -> None:
@@ -68,21 +67,31 @@ def make_promptnet(pictures: str | Path, target: Path, work: Path, cache: Path, 
     Raises:
         ProfusionError: it cannot be done.
     """
-    settings = {key: value for key, value in config.as_dict().items() if key in PRETRAINING}
-    flags = ["--work", str(work), "--cache", str(cache), "--dtype", config.dtype, "--device", config.device]
-    flags += ["--resume"] if any(work.glob("checkpoint-*")) else ["--force"]
-    _run("pretrain", str(pictures), target, config, settings, *flags)
+    own = _with_the_presets(config, "sample", "finetune", "augment", "placeholder")
+    resume = any(work.glob("checkpoint-*"))
+    with _memory("Raise pretrain.gradient_accumulation under `settings` in the study."):
+        made, _ = promptnet.pretrain(
+            [str(pictures)], own, work, cache=cache, resume=resume, force=not resume, listener=Output(quiet=True)
+        )
+    made.save(target, force=True)
 
 
-def _run(command: str, source: str, target: Path, config: Config, settings: Mapping[str, Any], *flags: str) -> None:
-    """One of the ordinary commands, in this process."""
-    from profusion_cli.app import app
+def _with_the_presets(config: Config, *names: str) -> Config:
+    """A configuration with the preset's own values for what a bundle does not depend on, and remembers all the same."""
+    own = configure(config.preset, None, {"finetune.method": config.finetune.method})
+    return replace(config, **{name: getattr(own, name) for name in names})
 
-    given = [f"--set={key}={json.dumps(value)}" for key, value in flat(settings).items()]
-    arguments = [command, source, "-o", str(target), "--preset", config.preset, "-q", *given]
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # standard output is the results'
-        code = app([*arguments, *flags], standalone_mode=False)
-    if code in (130, 143):  # the command has said that it was interrupted
-        raise typer.Exit(code)
-    if code:
-        raise CommandError(command, code)
+
+@contextmanager
+def _memory(hint: str) -> Iterator[None]:
+    """What does not fit into memory fails its cells, and the others go on.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, hint) from error

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset, Listing, epoch_order, make_dataset, scan_pictures
+from profusion_cli.listener import Listener
 from profusion_cli.runtime.device import epoch_generator, step_generator
 from profusion_cli.runtime.pretraining.encodings import Encodings
 from profusion_cli.runtime.training import Batch
@@ -17,7 +17,9 @@ from profusion_cli.runtime.training import Batch
 NAMED_UNREADABLE = 5
 
 
-def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> tuple[Dataset, list[dict[str, str]]]:
+def read_dataset(
+    accelerator: Accelerator, listing: Listing, listener: Listener
+) -> tuple[Dataset, list[dict[str, str]]]:
     """The readable pictures, and path and problem of the others; every process reads its share of them.
 
     Raises:
@@ -25,7 +27,7 @@ def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> 
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
     share = listing.paths[rank::processes]
-    with output.progress("Reading pictures", len(share)) as progress:
+    with listener.progress("Reading pictures", len(share)) as progress:
         scanned = scan_pictures(share, lambda done: progress(done, ""))
     if processes > 1:
         gathered = iter(gather_object([list(zip(range(rank, len(listing.paths), processes), scanned, strict=True))]))
@@ -34,12 +36,12 @@ def read_dataset(accelerator: Accelerator, listing: Listing, output: Output) -> 
     bad = [{"path": path, "problem": one.problem} for path, one in pairs if one.sha256 is None]
     dataset = make_dataset(listing, scanned)
     if bad:
-        output.warn(f"{len(bad)} of {len(scanned)} pictures cannot be read and are left out:")
+        listener.warn(f"{len(bad)} of {len(scanned)} pictures cannot be read and are left out:")
         for one in bad[:NAMED_UNREADABLE]:
-            output.note(f"  {one['problem']}")
+            listener.note(f"  {one['problem']}")
         if len(bad) > NAMED_UNREADABLE:
-            output.note(f"  and {len(bad) - NAMED_UNREADABLE} more")
-    output.note(f"Learning from {len(dataset)} picture(s), {dataset.paired()} of them with another one as reference.")
+            listener.note(f"  and {len(bad) - NAMED_UNREADABLE} more")
+    listener.note(f"Learning from {len(dataset)} picture(s), {dataset.paired()} of them with another one as reference.")
     return dataset, bad
 
 

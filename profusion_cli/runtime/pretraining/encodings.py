@@ -158,21 +158,20 @@ def clear_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def cache_folder(name: str | None) -> Path | None:
+def cache_folder(folder: Path | None) -> Path | None:
     """The folder of `--cache`.
 
     Raises:
         OutputError: it cannot be made or written.
     """
-    if not name:
+    if folder is None:
         return None
-    folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"The cache folder '{name}' cannot be made: {error.strerror}.", "Give another --cache."
+            f"The cache folder '{folder}' cannot be made: {error.strerror}.", "Give another --cache."
         ) from error
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"The cache folder '{name}' cannot be written.", "Give another --cache.")
+        raise OutputError(f"The cache folder '{folder}' cannot be written.", "Give another --cache.")
     return folder

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset
 from profusion_cli.errors import DeviceError, InputError, Interrupted, OutputError
+from profusion_cli.listener import Listener
 from profusion_cli.runtime.fitting import REPEATED, Step, fit
 from profusion_cli.runtime.pretraining.batches import Batches
 from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
@@ -75,7 +75,7 @@ def asked_to_stop(accelerator: Accelerator, interrupts: Interrupts) -> int:
 
 
 def train(
-    trainer: Trainer, encodings: Encodings, batches: Batches, work: Path, output: Output
+    trainer: Trainer, encodings: Encodings, batches: Batches, work: Path, listener: Listener
 ) -> Iterator[tuple[Step, float]]:
     """Every step that is left, with checkpoints, log and sample sheets; yields steps and samples per second.
 
@@ -90,7 +90,7 @@ def train(
     log = Log(work, trainer.start) if main else None
     save = Saving(trainer, work)
     number, before = trainer.start, time.perf_counter()
-    with Interrupts(main and not output.quiet, accelerator.num_processes) as interrupts:
+    with Interrupts(main and not listener.quiet, accelerator.num_processes) as interrupts:
         try:
             with lost_processes(accelerator.num_processes):
                 for step in steps_of(trainer, batches, work):
@@ -118,7 +118,7 @@ def train(
 
 
 def run_steps(
-    trainer: Trainer, dataset: Dataset, cache: Path | None, work: Path, output: Output
+    trainer: Trainer, dataset: Dataset, cache: Path | None, work: Path, listener: Listener
 ) -> tuple[Step, float] | None:
     """The loop with its progress; the last step and the samples per second."""
     config, base, accelerator = trainer.config, trainer.base, trainer.accelerator
@@ -135,17 +135,17 @@ def run_steps(
             base.scheduler.config.num_train_timesteps,
             slice(bounds[rank], bounds[rank + 1]),
         )
-        with output.progress("Pre-training", own.steps) as progress:
+        with listener.progress("Pre-training", own.steps) as progress:
             progress(trainer.start, "")
             begun, first = time.perf_counter(), trainer.start
-            for step, rate in train(trainer, encodings, batches, work, output):
+            for step, rate in train(trainer, encodings, batches, work, listener):
                 progress(step.number, f"loss {step.loss:.4f}, {rate:.1f} samples/s")
                 if step.repeated:
-                    output.note(f"Step {step.number}: {REPEATED}")
+                    listener.note(f"Step {step.number}: {REPEATED}")
                 last = (step, (step.number - first) * own.batch_size / (time.perf_counter() - begun))
                 if step.number % own.checkpoint_every == 0:
                     left = (own.steps - step.number) * own.batch_size / last[1]
-                    output.note(
+                    listener.note(
                         f"Step {step.number} of {own.steps}: loss {step.loss:.4f}, {last[1]:.1f} samples/s, "
                         f"{_duration(left)} left."
                     )

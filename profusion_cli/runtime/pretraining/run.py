@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from profusion_cli.bundle import make_bundle
+from profusion_cli.bundle import Bundle, make_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
-from profusion_cli.console import Output
 from profusion_cli.dataset import Dataset, Listing
 from profusion_cli.errors import ConfigError, InputError
-from profusion_cli.files import output_hint
+from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, resolve_placement
 from profusion_cli.runtime.fitting import make_accelerator, unprepare
@@ -39,7 +37,7 @@ from profusion_cli.runtime.pretraining.work import claimed_work, clear_work
 from profusion_cli.runtime.weights import pack, promptnet_section
 
 
-def checkpoint_to_resume(trainer: Trainer, work: Path, output: Output) -> Checkpoint | None:
+def checkpoint_to_resume(trainer: Trainer, work: Path, listener: Listener) -> Checkpoint | None:
     """The checkpoint that `--resume` goes on from, or None where there is none yet.
 
     Raises:
@@ -48,7 +46,7 @@ def checkpoint_to_resume(trainer: Trainer, work: Path, output: Output) -> Checkp
     """
     steps = trainer.config.pretrain.steps
     found = newest_checkpoint(
-        work, lambda path: output.warn(f"'{path}' is damaged and passed over; an older one is tried.")
+        work, lambda path: listener.warn(f"'{path}' is damaged and passed over; an older one is tried.")
     )
     step = 0 if found is None else found.step
     if trainer.accelerator.num_processes > 1 and len(set(gather_object([step]))) > 1:
@@ -56,14 +54,14 @@ def checkpoint_to_resume(trainer: Trainer, work: Path, output: Output) -> Checkp
             f"The processes find different checkpoints in '{work}'.", "Give a folder that all machines share to --work."
         )
     if found is None:
-        output.note(f"There is no checkpoint in '{work}': starting anew.")
+        listener.note(f"There is no checkpoint in '{work}': starting anew.")
         return None
     check_settings(found.settings, trainer.settings, str(work))
     if step > steps:
         raise ConfigError(
             f"pretrain.steps={steps}, and {step} steps are done in '{work}'.", f"Use --steps {step} or more."
         )
-    output.note(f"Going on after step {step}.")
+    listener.note(f"Going on after step {step}.")
     return found
 
 
@@ -107,13 +105,12 @@ def pretrain(
     name: str,
     remembered: Mapping[str, Any],
     work: Path,
-    cache: str | None,
-    target: str,
+    cache: Path | None,
     resume: bool,
     force: bool,
-    output: Output,
-) -> dict[str, Any]:
-    """Train a PromptNet and write its bundle.
+    listener: Listener,
+) -> tuple[Bundle | None, dict[str, Any]]:
+    """Train a PromptNet.
 
     Args:
         config: the resolved configuration.
@@ -122,15 +119,14 @@ def pretrain(
         remembered: the configuration that the bundle remembers.
         work: folder for checkpoints, log and sample sheets.
         cache: folder for encoded pictures, or None.
-        target: file name, or `-`.
         resume: go on from the newest checkpoint in `work`.
-        force: overwrite an existing file, and without `resume` an earlier training in `work`.
-        output: where progress goes.
+        force: without `resume`, overwrite an earlier training in `work`.
+        listener: who hears of it.
 
     Returns:
-        A summary. Only in the main process is a bundle written, and its SHA-256 in the summary.
+        The bundle, in the main process alone; and a summary.
     """
-    started, own = time.perf_counter(), config.pretrain
+    own, bundle = config.pretrain, None
     placement = resolve_placement(config.device, config.dtype, training=True)
     parts = parts_of_a_batch(own)
     cached = cache_folder(cache)
@@ -142,13 +138,13 @@ def pretrain(
         stack.enter_context(lost_processes(accelerator.num_processes))
         if accelerator.is_main_process:  # not before the processes are connected, or the others would wait for it
             stack.enter_context(claimed_work(work, resume, force))
-        dataset, unreadable = read_dataset(accelerator, listing, output)
+        dataset, unreadable = read_dataset(accelerator, listing, listener)
         trainer = Trainer(config, base, accelerator, settings_of(config, base, dataset))
-        trainer.prepare(checkpoint_to_resume(trainer, work, output) if resume else None)
+        trainer.prepare(checkpoint_to_resume(trainer, work, listener) if resume else None)
         if accelerator.is_main_process and trainer.start == 0:
             clear_work(work)
         try:
-            last = run_steps(trainer, dataset, cached, work, output)
+            last = run_steps(trainer, dataset, cached, work, listener)
         finally:
             unprepare(accelerator, trainer.objective)
         summary = {
@@ -168,12 +164,8 @@ def pretrain(
             manifest = manifest_of(trainer, dataset, name, remembered)
             files = {PROMPTNET_FILE: pack(trainer.weights(), DTYPES[own.save_dtype])}
             summary["checkpoint"] = str(checkpoint_files(work)[-1])
-            with output_hint(
-                f"The training is kept: free some space or choose another -o, and add --resume --work '{work}'."
-            ):
-                bundle = make_bundle(manifest, files)
-                bundle.save(target, force)
-                summary["sha256"] = bundle.sha256
+            bundle = make_bundle(manifest, files)
+            summary["sha256"] = bundle.sha256
     # only here: a process that has failed tells why before it breaks the connections of the others
     accelerator.end_training()
-    return {**summary, "seconds": round(time.perf_counter() - started, 2)}
+    return bundle, summary
