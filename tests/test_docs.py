@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -109,6 +110,13 @@ def test_the_readmes_commands_run(desk: Path) -> None:
     for name in ("me.pfz", "friend.pfz", "sheet.png", "way.png", "out.png", "promptnet.pfz", "look/01.png"):
         assert (desk / name).stat().st_size > 0, name
     assert list((desk / "pictures").glob("*.png"))
+
+
+def test_the_readmes_python_runs(desk: Path) -> None:
+    (block,) = blocks(README, "python")
+    assert block.count('"faceworld"') == 1
+    exec(block.replace('"faceworld"', '"faceworld.yaml"'), {})
+    assert json.loads(ok("inspect", "beach.png", "me.pfz", "--json").stdout)["files"][0]["is"].startswith("picture")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
