@@ -22,7 +22,7 @@ BAD_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
-class _Loader(yaml.SafeLoader):
+class _EachKeyOnce(yaml.SafeLoader):
     """PyYAML's, which would take the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -44,7 +44,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         ConfigError: it cannot be read, is no YAML, has a key twice, or holds something else.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except OSError as error:
         raise ConfigError(f"The {what} '{path}' cannot be read: {error.strerror}.", "Check its permissions.") from error
     except BAD_YAML as error:

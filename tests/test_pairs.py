@@ -23,7 +23,7 @@ from PIL import Image
 
 from profusion_cli.errors import InputError, OutputError, UsageError
 from profusion_cli.evaluation.pairs.answers import Answers, read_answers
-from profusion_cli.evaluation.pairs.key import Key, Pair, key_path, read_key
+from profusion_cli.evaluation.pairs.key import Pair, PairsKey, key_path, read_key
 from profusion_cli.evaluation.pairs.page import Entry, write_pairs
 from profusion_cli.evaluation.pairs.summary import summarise, table
 from profusion_cli.evaluation.statistics import Interval, bootstrap, fleiss_kappa, preference
@@ -55,7 +55,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     return make_run(tmp_path_factory.mktemp("run"))
 
 
-def write(entries: list[Entry], target: Path, **changed: Any) -> tuple[dict[str, Any], dict[str, Any], Key]:
+def write(entries: list[Entry], target: Path, **changed: Any) -> tuple[dict[str, Any], dict[str, Any], PairsKey]:
     """A page: what `write_pairs` says, the data within the page, and the key."""
     arguments = {"ours": "profusion", "others": METHODS[1:], "count": 10, "seed": 1} | changed
     result = write_pairs(entries, target, **arguments)
@@ -243,10 +243,12 @@ def test_kappa_by_hand():
 # What answers say
 
 
-def synthetic() -> Key:
+def synthetic() -> PairsKey:
     """Four pairs of ours against X, of two subjects, and one against Y that nobody answers."""
     sides = [("ours", "X"), ("X", "ours"), ("ours", "X"), ("X", "ours"), ("Y", "ours")]
-    return Key("page", "ours", {f"p{n}": Pair(*side, f"s{n // 2}", "S* on a beach", n) for n, side in enumerate(sides)})
+    return PairsKey(
+        "page", "ours", {f"p{n}": Pair(*side, f"s{n // 2}", "S* on a beach", n) for n, side in enumerate(sides)}
+    )
 
 
 def test_a_summary_by_hand():
@@ -289,7 +291,7 @@ def test_raters_who_always_prefer_ours_agree(entries, tmp_path):
 
 
 def test_one_rater_and_one_subject_tell_no_agreement_and_no_interval():
-    key = Key("page", "ours", {"p": Pair("ours", "a|b", "s", "S*", 0)})
+    key = PairsKey("page", "ours", {"p": Pair("ours", "a|b", "s", "S*", 0)})
     summary = summarise(key, [Answers("a", "page", "ann", {"p": "left"})])
     assert table(summary).splitlines()[2] == r"| a\|b | 1 | 1 | 1 | 100.0 | 0.0 | – |"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections import Counter
 from pathlib import Path
 
 import profusion_cli
@@ -86,6 +87,30 @@ def test_lower_layers_know_nothing_of_higher_ones():
     for name, known in imports().items():
         for other in LAYERS.get(name.split(".")[1] if "." in name else "", ()):
             assert not [module for module in known if module.split(".")[1:2] == [other]], name
+
+
+def test_no_two_classes_have_one_name():
+    names = [
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(names) > 100
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+
+
+def test_folders_say_what_lives_in_them():
+    """Every folder's docstring names each of its modules, but for the outermost one."""
+    for path in PACKAGE.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert text, path
+        if path.parent in (PACKAGE, PACKAGE / "commands"):
+            continue
+        missing = [
+            one.stem for one in path.parent.glob("*.py") if not one.stem.startswith("_") and f"`{one.stem}`" not in text
+        ]
+        assert not missing, path
 
 
 def test_no_module_is_long():

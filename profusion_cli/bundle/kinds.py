@@ -14,7 +14,7 @@ FILES = (PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, IMAGES_FILE, WORD_FILE)
 
 
 @dataclass(frozen=True)
-class Kind:
+class BundleKind:
     """What a bundle of one kind is, for messages, and what it must hold.
 
     Args:
@@ -36,22 +36,22 @@ class Kind:
     config: tuple[str, ...] = ()
 
 
-KINDS: dict[str, Kind] = {
-    "promptnet": Kind(
+KINDS: dict[str, BundleKind] = {
+    "promptnet": BundleKind(
         holds="a promptnet",
         verb="is",
         made_by="`profusion pretrain` or `profusion import`",
         taken_by="`--promptnet`",
         needs=(PROMPTNET_FILE,),
     ),
-    "images": Kind(
+    "images": BundleKind(
         holds="images",
         verb="are",
         made_by="`profusion augment`",
         taken_by="`profusion finetune`",
         needs=(IMAGES_FILE,),
     ),
-    "subject": Kind(
+    "subject": BundleKind(
         holds="a subject",
         verb="is",
         made_by="`profusion finetune`",

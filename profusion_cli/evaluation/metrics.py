@@ -69,7 +69,7 @@ class Metric(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind:
+class MetricKind:
     """What a name in a study file stands for.
 
     Args:
@@ -83,12 +83,18 @@ class Kind:
     description: str
 
 
-METRICS: dict[str, Kind] = {
-    "clip": Kind("clip:clip_metrics", ("folder", "models"), "image-prompt similarity by nine CLIP models (Table 1)"),
-    "faces": Kind("faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)"),
-    "adaface": Kind("faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)"),
-    "dino": Kind("dino:dino_metrics", ("folder", "models"), "similarity to the photo of what is no face, by DINO"),
-    "faceworld": Kind("faceworld:FaceWorldJudges", ("folder",), "adherence and identity by the face world's judges"),
+METRICS: dict[str, MetricKind] = {
+    "clip": MetricKind(
+        "clip:clip_metrics", ("folder", "models"), "image-prompt similarity by nine CLIP models (Table 1)"
+    ),
+    "faces": MetricKind("faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)"),
+    "adaface": MetricKind("faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)"),
+    "dino": MetricKind(
+        "dino:dino_metrics", ("folder", "models"), "similarity to the photo of what is no face, by DINO"
+    ),
+    "faceworld": MetricKind(
+        "faceworld:FaceWorldJudges", ("folder",), "adherence and identity by the face world's judges"
+    ),
 }
 DESCRIPTIONS = {name: kind.description for name, kind in METRICS.items()}
 

@@ -1,1 +1,6 @@
-"""The face world: cartoon faces drawn from parameters, and a small Stable-Diffusion-shaped model trained on them."""
+"""The face world: cartoon faces drawn from parameters, and a small Stable-Diffusion-shaped model trained on them.
+
+- `world`: people, their attributes and splits; `drawing` draws them, `captions` describes them, `data` makes many
+- `stack` and `stages`: the model's parts, and their training one after another; `fitting`: the loop
+- `judges`: networks that only measure; `measure` checks them
+"""

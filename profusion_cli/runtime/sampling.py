@@ -45,7 +45,7 @@ LATE_START = 0.85
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnPicture:
     """One picture and where it belongs.
 
     Args:
@@ -299,7 +299,7 @@ class Sampler:
         generators = [picture_generator(self.seed, index) for index in indices]
         return draw_pictures(self.base, self.unet, self.subjects, tokens, self.settings, scales, generators, progress)
 
-    def draw(self, progress: Callable[[int], None]) -> Iterator[Picture]:
+    def draw(self, progress: Callable[[int], None]) -> Iterator[DrawnPicture]:
         """All pictures, prompt by prompt, in batches.
 
         Args:
@@ -318,7 +318,7 @@ class Sampler:
                 pictures = self.draw_batch(tokens, scales, indices, lambda steps, done=done: progress(done + steps))
                 done += len(self.timesteps)
                 for index, image in zip(indices, pictures, strict=True):
-                    yield Picture(number, index, image)
+                    yield DrawnPicture(number, index, image)
 
 
 def frame_weights(frames: int, subjects: int) -> list[tuple[float, ...]]:

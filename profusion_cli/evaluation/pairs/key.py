@@ -29,7 +29,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Key:
+class PairsKey:
     """The key of a page: its id, the method that all others are compared with, and its pairs by id."""
 
     page: str
@@ -43,7 +43,7 @@ def key_path(target: Path) -> Path:
     return target.with_name(f"{target.name}-key.json")
 
 
-def read_key(path: str | Path) -> Key:
+def read_key(path: str | Path) -> PairsKey:
     """The key that `write_pairs` wrote beside a page.
 
     Raises:
@@ -51,7 +51,7 @@ def read_key(path: str | Path) -> Key:
     """
     content = read_object(path, KIND, "the key of a page of pairs")
     try:
-        key = Key(content["page"], content["ours"], {id: Pair(**pair) for id, pair in content["pairs"].items()})
+        key = PairsKey(content["page"], content["ours"], {id: Pair(**pair) for id, pair in content["pairs"].items()})
         texts = [key.page, key.ours, *(text for p in key.pairs.values() for text in (p.left, p.right, p.subject))]
         one_sided = all((pair.left == key.ours) != (pair.right == key.ours) for pair in key.pairs.values())
         if not (key.pairs and one_sided and all(isinstance(text, str) for text in texts)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from profusion_cli.errors import InputError
 from profusion_cli.evaluation.pairs.answers import CHOICES, EQUAL, LEFT, RIGHT, Answers
-from profusion_cli.evaluation.pairs.key import Key
+from profusion_cli.evaluation.pairs.key import PairsKey
 from profusion_cli.evaluation.pairs.reading import DAMAGED
 from profusion_cli.evaluation.statistics import Preference, fleiss_kappa, preference
 
@@ -51,7 +51,7 @@ class Summary:
         return _plain(asdict(self))
 
 
-def summarise(key: Key, answers: Sequence[Answers]) -> Summary:
+def summarise(key: PairsKey, answers: Sequence[Answers]) -> Summary:
     """Preference rates for our method against each of the others, and how far raters agree.
 
     Raises:
@@ -78,7 +78,7 @@ def summarise(key: Key, answers: Sequence[Answers]) -> Summary:
     return Summary(key.page, key.ours, tuple(one.rater for one in answers), tuple(preferences), tuple(warnings))
 
 
-def _preference_over(other: str, key: Key, answers: Sequence[Answers]) -> MethodPreference:
+def _preference_over(other: str, key: PairsKey, answers: Sequence[Answers]) -> MethodPreference:
     """How far ours is preferred over one other method."""
     outcomes: dict[str, list[float]] = {}
     table = []
