@@ -399,7 +399,7 @@ def test_devices():
 
 
 @pytest.mark.parametrize("feature", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
-def test_a_cpu_that_computes_bfloat16_trains_in_it(feature, monkeypatch):
+def test_auto_is_bfloat16_on_a_cpu_that_computes_it(feature, monkeypatch):
     """Either feature is enough, also where torch does not know the other one."""
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
@@ -407,10 +407,10 @@ def test_a_cpu_that_computes_bfloat16_trains_in_it(feature, monkeypatch):
     monkeypatch.setattr(torch.cpu, feature, lambda: True, raising=False)
     assert COMPUTES_BFLOAT16()
     monkeypatch.setattr(device, "cpu_computes_bfloat16", COMPUTES_BFLOAT16)
-    placement = resolve_placement("cpu", "auto", training=True)
-    assert (placement.dtype, placement.autocast) == (torch.bfloat16, "bf16")
-    assert resolve_placement("cpu", "auto", training=False).dtype == torch.float32
-    assert resolve_placement("cpu", "float32", training=True).dtype == torch.float32
+    for training in (False, True):
+        placement = resolve_placement("cpu", "auto", training)
+        assert (placement.dtype, placement.autocast) == (torch.bfloat16, "bf16")
+        assert resolve_placement("cpu", "float32", training).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

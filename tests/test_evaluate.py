@@ -602,27 +602,28 @@ def test_new_weights_photos_and_presets_make_cells_stale(tmp_path: Path) -> None
 
 def test_a_run_on_another_cpu_does_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the study changes but what `auto` means; people can compare the pictures wherever they are."""
-    source = study_of(tmp_path, metrics={}, outputs={})
-    kinds = {"base": {"kind": "base"}, "free": {"finetune.steps": 0}, "tuned": {"augment": False}}
-    inverted = {"finetune.method": "textual-inversion"}
-    study = write(tmp_path, {**source, "methods": {**kinds, "inverted": inverted}})
-    source |= {"settings": {**QUICK, "dtype": "float32"}, "pairs": None}
-    named = write(tmp_path, {**source, "methods": {"tuned": kinds["tuned"]}}, "named.yaml")
-    folder = tmp_path / "run"
+    source = study_of(tmp_path, metrics={}, outputs={}, pairs={"ours": "tuned", "others": ["free"], "count": 1})
+    source["methods"] = {"base": {"kind": "base"}, "free": {"finetune.steps": 0}, "tuned": {"augment": False}}
+    study, folder = write(tmp_path, source), tmp_path / "run"
+    named = {
+        dtype: write(tmp_path, {**source, "settings": {**QUICK, "dtype": dtype}}, f"{dtype}.yaml")
+        for dtype in ("float32", "bfloat16")
+    }
     ok("evaluate", study, "-o", folder, "--limit", 1)
     before = cells_of(study, folder)
-    assert {method for (method, subject), made in before.items() if made} == {*kinds, "inverted"}
-    marks = [cell.mark for cell in cells_in(named, folder)]
+    assert [key for key, made in before.items() if made] == [("base", "ann"), ("free", "ann"), ("tuned", "ann")]
+    assert cells_of(named["float32"], folder) == before
+    assert not any(cells_of(named["bfloat16"], folder).values())
+
     monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: True)
-    trained = {name for (name, subject), made in cells_of(study, folder).items() if not made and subject == "ann"}
-    assert trained == {"tuned", "inverted"}
+    assert not any(cells_of(study, folder).values())
+    assert cells_of(named["float32"], folder) == before
+    marks = [[cell.mark for cell in cells_in(path, folder)] for path in (study, named["bfloat16"])]
+    assert marks[0] == marks[1]
     result = run("evaluate", study, "-o", folder, "--limit", 1)
     assert result.exit_code == 9 and "precision" in result.stderr
     _, entries, _, unfinished = comparison_of(folder)
-    assert {entry.method for entry in entries} == {"tuned", "inverted"} and unfinished == 2
-    assert [cell.mark for cell in cells_in(named, folder)] == marks
-    monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: False)
-    assert cells_of(study, folder) == before
+    assert {entry.method for entry in entries} == {"tuned", "free"} and unfinished == 2
 
 
 def test_new_weights_of_a_judge_make_it_judge_again(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Placement:
     """Device and precision for a command.
 
-    `auto` is for training bfloat16 where the device computes it, and else float32 on a CPU and float16 on a GPU;
-    trained weights themselves are float32 while training. For sampling it is float32 on a CPU and float16 on a GPU,
-    whose finer mantissas keep the small changes of a fine-tuning.
+    `auto` is bfloat16 on a CPU that computes it, and else float32; sampling in it keeps the changes of a fine-tuning
+    (measured on the face world). On a GPU it is float16 for sampling, whose mantissa is finer, and for training
+    bfloat16 where the GPU has it and else float16. Trained weights themselves are float32 while training.
 
     Raises:
         DeviceError: as `resolve_device`, or float16 training on a CPU.
@@ -73,7 +73,7 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
     if dtype_name != "auto":
         dtype = DTYPES[dtype_name]
     elif device.type == "cpu":
-        dtype = torch.bfloat16 if training and cpu_computes_bfloat16() else torch.float32
+        dtype = torch.bfloat16 if cpu_computes_bfloat16() else torch.float32
     elif training and device.type == "cuda":
         dtype = torch.bfloat16 if _gpu_computes_bfloat16(device) else torch.float16
     else:
