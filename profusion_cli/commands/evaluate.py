@@ -9,7 +9,7 @@ import typer
 
 from profusion_cli import options
 from profusion_cli.console import Output
-from profusion_cli.errors import OutputError, ProfusionError, UnavailableError, UsageError
+from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
 
 PREFERENCE = "Human preference"
 
@@ -181,16 +181,7 @@ def _run(
     references = {subject.name: photo_of(subject, config) for subject in run.everyone}
     with run.open(go_on):
         cells = run.cells(methods)
-        try:
-            run.make(cells)
-            run.judge(cells)
-        except BaseException:  # what is there is told of, whatever stops the rest
-            try:
-                run.report(references)
-            except OutputError as error:
-                output.warn(f"There is no report: {error.message}")
-            raise
-        pictures, problems = run.report(references)
+        pictures, problems = run.make_and_report(cells, references)
     missing, failed = run.jury.missing, run.maker.failed
     for problem in problems:
         output.warn(problem)

@@ -60,7 +60,7 @@ class Run:
         elsewhere: bool = False,
     ) -> None:
         self.folder, self.study, self.limit, self.elsewhere = folder, study, limit, elsewhere
-        output = output or Output(quiet=True)
+        self.output = output = output or Output(quiet=True)
         self.everyone = subjects_of(study)
         metrics = [
             (metric, options)
@@ -109,6 +109,27 @@ class Run:
     def judge(self, cells: Sequence[Cell]) -> None:
         """Have every metric judge what it has not judged yet; see `Jury.judge`."""
         self.jury.judge(cells)
+
+    def make_and_report(self, cells: Sequence[Cell], photos: Mapping[str, Image.Image]) -> tuple[int, list[str]]:
+        """Make the pictures, have them judged, and report; what is there is told of, whatever stops the rest.
+
+        Args:
+            cells: see `make`.
+            photos: see `report`.
+
+        Returns:
+            As `report`.
+        """
+        try:
+            self.make(cells)
+            self.judge(cells)
+        except BaseException:
+            try:
+                self.report(photos)
+            except OutputError as error:
+                self.output.warn(f"There is no report: {error.message}")
+            raise
+        return self.report(photos)
 
     def results(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Every picture of these cells that is finished, with its scores."""
