@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 import yaml
 from PIL import Image, ImageDraw
 
@@ -25,6 +27,8 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import AugmentConfig
 from profusion_cli.errors import BundleError, InputError
 from profusion_cli.images import crop_square, decode_photo, read_png_record
+from profusion_cli.listener import LOGGED
+from profusion_cli.presets import resolve_config
 from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 
 TINY = ("--preset", "tiny-random")
@@ -375,6 +379,43 @@ def test_the_batch_size_changes_no_picture(photo, augmented, tmp_path):
     ok(*("augment", photo, *TINY, "--class-word", "a toy", "--set", "augment.batch_size=2", "-o", tmp_path / "b.pfz"))
     first, second = (read_images(bundle_at(path)).pictures.astype(int) for path in (augmented, tmp_path / "b.pfz"))
     assert np.abs(first - second).max() <= 1
+
+
+def test_the_model_is_asked_to_paint_around_each_subject(monkeypatch):
+    """What diffusers' pipeline is given: the moved subjects, holes where they are not, the texts, noise by the seed."""
+    from profusion_cli.runtime.inpaint import InpaintingModel, paint_backgrounds
+
+    asked = []
+
+    def paint(**given):
+        asked.append(given | {"noise": [torch.randn(4, generator=one).tolist() for one in given["generator"]]})
+        return SimpleNamespace(images=np.full((len(given["prompt"]), 128, 128, 3), 0.5))
+
+    monkeypatch.setattr(InpaintingModel, "pipeline", staticmethod(paint))
+    settings = {"augment.batch_size": 2, "augment.views": 3, "augment.steps": 7, "augment.guidance_scale": 4.5}
+    config = resolve_config("tiny-random", None, {**settings, "class_word": "a toy", "augment.negative_prompt": "blur"})
+    picture, mask = noise_picture(128)
+    moved = move_subject(Image.fromarray(picture), mask, config.augment, 5)
+    backgrounds, _ = paint_backgrounds(moved, config, LOGGED)
+    assert backgrounds.shape == moved.pictures.shape and (backgrounds == 128).all()
+    assert [len(given["prompt"]) for given in asked] == [2, 1]
+
+    def everything(key: str) -> list:
+        return [one for given in asked for one in given[key]]
+
+    for image, hole, drawn, found in zip(
+        everything("image"), everything("mask_image"), moved.pictures, moved.masks, strict=True
+    ):
+        assert (np.asarray(image) == drawn).all()
+        assert (np.asarray(hole) == 255 - found).all()
+    assert {text[:14] for text in everything("prompt")} == {"a photo of a t"}
+    assert set(everything("negative_prompt")) == {"blur"}
+    assert {(one["guidance_scale"], one["num_inference_steps"], one["strength"]) for one in asked} == {(4.5, 7, 1.0)}
+    noise = everything("noise")
+    later = move_subject(Image.fromarray(picture), mask, config.augment, 6)
+    paint_backgrounds(later, config, LOGGED)
+    assert everything("noise")[3:5] == noise[1:], "view j has the noise of seed + j"
+    assert len({tuple(one) for one in noise}) == 3
 
 
 def test_no_inpaint_says_so(photo, tmp_path):
