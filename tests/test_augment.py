@@ -25,7 +25,7 @@ from profusion_cli.augmentation import (
 )
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import AugmentConfig
-from profusion_cli.errors import BundleError, InputError
+from profusion_cli.errors import BundleError, InputError, OutputError
 from profusion_cli.images import crop_square, decode_photo, read_png_record
 from profusion_cli.listener import LOGGED
 from profusion_cli.presets import resolve_config
@@ -425,6 +425,16 @@ def test_no_inpaint_says_so(photo, tmp_path):
     assert manifest["augmentation"]["inpainted"] is False
     assert manifest["base"]["id"] is None
     assert manifest["config"]["augment"]["inpaint"] is False
+
+
+def test_the_bundle_is_told_of_before_the_pictures_are_written(photo, tmp_path, monkeypatch):
+    def full(*_):
+        raise OutputError("The disk is full.")
+
+    monkeypatch.setattr("profusion_cli.commands.augment._save_images", full)
+    result = run("augment", photo, *TINY, "--no-inpaint", "--views", 1, "-o", tmp_path / "a.pfz")
+    assert result.exit_code == OutputError.exit_code
+    assert result.stdout == f"{tmp_path / 'a.pfz'}\n"
 
 
 def test_saved_pictures_and_json(photo, tmp_path):

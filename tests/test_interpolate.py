@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
+from profusion_cli.console import Output
+from profusion_cli.errors import OutputError
 from profusion_cli.images import encode_animation, read_png_record, strip
+from profusion_cli.jobs.pictures import Picture
 from profusion_cli.runtime.sampling import frame_weights
 from tests.conftest import SHARED, ok, run, write_bundle
 
@@ -20,6 +24,37 @@ PROMPT = "S* as an astronaut"
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("command", ["sample", "interpolate"])
+def test_the_progress_bar_is_gone_before_an_error_is_told(command, subject, other_subject, tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def progress(self, title, total):
+        seen.append("bar")
+        try:
+            yield lambda done, remark="": None
+        finally:
+            seen.append("no bar")
+
+    def save(self, target, force=False):
+        raise OutputError("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr(Output, "progress", progress)
+    monkeypatch.setattr(Picture, "save", save)
+    monkeypatch.setattr("profusion_cli.app.print_error", lambda error: seen.append(error.message))
+    subjects = [subject, other_subject][: 2 if command == "interpolate" else 1]
+    result = run(command, *subjects, PROMPT, "--steps", 1, "-o", tmp_path / "pictures")
+    assert result.exit_code == OutputError.exit_code
+    assert seen == ["bar", "no bar", "The disk is full."]
+
+
+def test_warnings_are_of_the_drawing_and_come_after_all_checks(subject, tmp_path):
+    (tmp_path / "there.png").touch()
+    result = run("sample", subject, PROMPT, "-o", tmp_path / "there.png")
+    assert result.exit_code == OutputError.exit_code
+    assert "Warning" not in result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -89,9 +89,11 @@ def augment(
     picture = decode(read_source(photo), photo, output)
     made = make_views(picture, config, read_region(mask, box, output), output)
     made.save(target, force)
+    if target != STDIO:
+        output.line(target)
     _save_images(made, saved, config, force)
     if target != STDIO:
-        for path in (target, *saved):
+        for path in saved:
             output.line(path)
     seconds = round(time.perf_counter() - started, 2)
     output.record({"path": target, **summary(made), "pictures": saved, "seconds": seconds})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -79,18 +80,18 @@ def sample(
 
     from profusion_cli.jobs.pictures import draw
 
-    pictures = draw(bundles, texts, config, class_word=flags.get("class_word"), listener=output)
-    targets = plan_targets(target, texts, config, force, as_json)
-    labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
     made = []
-    for picture in pictures:
-        path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
-        picture.save(path, force)
-        if path != STDIO:
-            output.line(path)
-        if labelled is not None:
-            labelled.add(text, picture.prompt, picture.image)
-        made.append({"path": path, "prompt": text, "seed": picture.record["seed"]})
+    with closing(draw(bundles, texts, config, class_word=flags.get("class_word"), listener=output)) as pictures:
+        targets = plan_targets(target, texts, config, force, as_json)
+        labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
+        for picture in pictures:
+            path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
+            picture.save(path, force)
+            if path != STDIO:
+                output.line(path)
+            if labelled is not None:
+                labelled.add(text, picture.prompt, picture.image)
+            made.append({"path": path, "prompt": text, "seed": picture.record["seed"]})
     if labelled is not None:
         labelled.save()
         if target != STDIO:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def draw(
     *,
     class_word: str | None = None,
     listener: Listener = LOGGED,
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
     """Pictures of subjects, prompt by prompt; each is there as soon as its batch is drawn.
 
     Args:
@@ -100,13 +100,13 @@ def draw(
     check_same_base(subjects)
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
-    warn_if_random(config, listener)
     return _draw(subjects, parsed, class_words, config, listener)
 
 
 def _draw(
     subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
+    warn_if_random(config, listener)
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler
@@ -156,7 +156,7 @@ def draw_way(
     *,
     class_word: str | None = None,
     listener: Listener = LOGGED,
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
     """Pictures on the way from one subject to the next (Fig. 5 of the paper), all from the same noise.
 
     Args:
@@ -181,13 +181,13 @@ def draw_way(
             f"The prompt '{parsed.text}' names the subjects, and here the placeholder stands for each in turn.",
             f"Use the plain placeholder '{config.placeholder}'.",
         )
-    warn_if_random(config, listener)
     return _draw_way(subjects, parsed, frames, class_words, config, listener)
 
 
 def _draw_way(
     subjects: Sequence[Bundle], prompt: Prompt, frames: int, class_words: list[str], config: Config, listener: Listener
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
+    warn_if_random(config, listener)
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
