@@ -164,13 +164,13 @@ def resolve_config(
         remembered: the configuration in a bundle's manifest. Without `--preset` it is complete by
             itself; with one, the preset gives the `sample` section and the bundle everything that it
             was made with.
-        flags: dotted keys of options given on the command line; None values were not given.
+        flags: values of keys given as options, by their dotted names.
         settings: arguments of `--set`.
 
     Raises:
         ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`.
     """
-    given = nested({key: value for key, value in flags.items() if value is not None})
+    given = nested(flags)
     set_by_key = parse_settings(settings)
     method = method_of(given) or method_of(set_by_key) or (method_of(remembered) if remembered else None)
     if remembered is None:

@@ -10,7 +10,7 @@ from PIL import Image
 import profusion_cli
 from profusion_cli import draw, draw_way, load_config, make_subject, make_views
 from profusion_cli.bundle import read_bundle
-from profusion_cli.errors import BundleError, ConfigError, UsageError
+from profusion_cli.errors import BundleError, ConfigError, InputError, UsageError
 from profusion_cli.images import read_png_record
 from tests.conftest import build_random_bases_once, ok
 
@@ -82,6 +82,21 @@ def test_a_photo_in_memory_is_turned_upright(square, config):
     turned.getexif().update(exif)
     tuned_not = load_config("tiny-random", {"finetune.steps": 0})
     assert make_subject([turned], tuned_not).preview == make_subject([square], tuned_not).preview
+
+
+@pytest.mark.parametrize("fault", ["CMYK", "cut off"])
+def test_a_photo_in_memory_that_cannot_be_used(fault, square, config, tmp_path):
+    file = tmp_path / "face.jpg"
+    square.convert("CMYK" if fault == "CMYK" else "RGB").save(file)
+    if fault == "cut off":
+        file.write_bytes(file.read_bytes()[:-500])
+    with Image.open(file) as opened, pytest.raises(InputError, match=r"face\.jpg"):
+        make_subject([opened], config)
+
+
+def test_null_is_a_value():
+    assert load_config("sd2").promptnet.weights
+    assert load_config("sd2", {"promptnet.weights": None}).promptnet.weights is None
 
 
 def test_frames_lead_from_subject_to_subject(subject, config):

@@ -328,6 +328,20 @@ def test_every_cell_is_drawn_as_its_own_settings_say(tmp_path: Path) -> None:
     assert {device.split(", ")[1] for device in results["devices"]} == {"torch.float32", "torch.bfloat16"}
 
 
+def test_kept_bundles_are_drawn_from_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base model that is named by where it lies from here is remembered by its full path."""
+    build_random_base(tmp_path / "base", "tiny", 5)
+    settings = {**QUICK, "base.id": "base", "base.random": None, "augment.inpaint": False, "augment.views": 1}
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, settings=settings, prompts=["S*"])
+    study = write(tmp_path, {**source, "methods": {"tuned": {"augment": False}}})
+    monkeypatch.chdir(tmp_path)
+    ok("evaluate", study, "-o", "run", "--limit", 1, "--keep-bundles")
+    (kept,) = (tmp_path / "run" / "bundles").rglob("*.pfz")
+    assert not (tmp_path / "run" / "work").exists()
+    monkeypatch.chdir("/")
+    ok("sample", kept, "S*", "-o", tmp_path / "picture.png")
+
+
 def test_every_subject_is_tuned_in_the_precision_of_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process makes them all, and accelerate's precision is the process's."""
     used, real = [], TrainingObjective.forward

@@ -54,9 +54,15 @@ def configure(
         base = replace(base, id=other_base, revision=None, random=None)
         if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
-    if base.random is None and os.path.isdir(os.path.expanduser(base.id)):
-        base = replace(base, id=str(Path(base.id).expanduser().resolve()))
-    return replace(config, base=base)
+    return with_full_path(replace(config, base=base))
+
+
+def with_full_path(config: Config) -> Config:
+    """The configuration with the full path of its base model, where that is a folder: it is remembered like this."""
+    base = config.base
+    if base.random is not None or not os.path.isdir(os.path.expanduser(base.id)):
+        return config
+    return replace(config, base=replace(base, id=str(Path(base.id).expanduser().resolve())))
 
 
 def remember(config: Config) -> dict[str, Any]:

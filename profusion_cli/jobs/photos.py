@@ -8,20 +8,28 @@ from pathlib import Path
 
 from PIL import Image
 
+from profusion_cli.errors import InputError
 from profusion_cli.images import Photo, decode_photo
+from profusion_cli.images.opening import DAMAGE
 
 
 def as_photo(given: Photo | Image.Image) -> Photo:
     """A photo, upright and RGB, from a picture in memory; its SHA-256 is that of the picture as a PNG file.
 
     Raises:
-        InputError: as `decode_photo`.
+        InputError: as `decode_photo`, or a picture that no PNG file can hold.
     """
     if isinstance(given, Photo):
         return given
-    buffer = io.BytesIO()
-    given.save(buffer, "PNG", exif=given.getexif())
-    return decode_photo(buffer.getvalue(), os.path.basename(getattr(given, "filename", "")) or "photo")
+    name, buffer = os.path.basename(getattr(given, "filename", "")) or "photo", io.BytesIO()
+    try:
+        given.save(buffer, "PNG", exif=given.getexif())
+    except DAMAGE as error:
+        raise InputError(
+            f"'{name}' is damaged, or its pixels are of a kind that PNG files do not hold ({given.mode}).",
+            "Get a whole copy of it, or convert it to RGB first.",
+        ) from error
+    return decode_photo(buffer.getvalue(), name)
 
 
 def photo_input(photo: Photo, kind: str = "photo") -> dict[str, str]:

@@ -14,7 +14,7 @@ from profusion_cli.errors import out_of_memory
 from profusion_cli.files import read_source
 from profusion_cli.images import decode_photo
 from profusion_cli.jobs import promptnet, subject, views
-from profusion_cli.jobs.configuration import configure
+from profusion_cli.jobs.configuration import configure, with_full_path
 from profusion_cli.runtime.device import is_out_of_memory
 
 
@@ -79,7 +79,7 @@ def make_promptnet(pictures: str | Path, target: Path, work: Path, cache: Path, 
 def _with_the_presets(config: Config, *names: str) -> Config:
     """A configuration with the preset's own values for what a bundle does not depend on, and remembers all the same."""
     own = configure(config.preset, None, {"finetune.method": config.finetune.method})
-    return replace(config, **{name: getattr(own, name) for name in names})
+    return with_full_path(replace(config, **{name: getattr(own, name) for name in names}))
 
 
 @contextmanager
