@@ -24,7 +24,8 @@ from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker
 from profusion_cli.evaluation.metrics import RECONSTRUCTION, Judged, make_metrics
 from profusion_cli.evaluation.pairs.entries import comparison_of
-from profusion_cli.evaluation.report.page import markdown, write_report
+from profusion_cli.evaluation.rendering import render
+from profusion_cli.evaluation.report.page import write_report
 from profusion_cli.evaluation.report.sheets import sheet_of
 from profusion_cli.evaluation.report.tables import difference, faceless, summarise, table_of
 from profusion_cli.evaluation.runner import Run
@@ -773,7 +774,7 @@ def test_a_table_is_of_means_over_subjects() -> None:
     assert math.isnan(summarise(rows, "empty", ["x"])["scores"]["x"].mean)
     head, body = table_of(study, read_study("faceworld-quick").outputs["table"], rows)
     assert head == ["method", "subjects", "pictures", "x", "reconstruction: x"]
-    assert markdown(head, body).splitlines()[2:] == [
+    assert render("table.md", head=head, body=body).splitlines()[2:] == [
         "| a | 2 | 52 | 0.500 [0.000, 1.000] | 0.500 [0.000, 1.000] |",
         "| empty | 0 | 0 |  |  |",
     ]

@@ -203,6 +203,12 @@ def test_every_training_has_its_own_device_and_precision():
         assert dict(os.environ) == before
 
 
+def test_a_torch_that_was_built_without_processes_trains(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_initialized")
+    assert str(make_accelerator(placed("cpu", "no"), 1).device) == "cpu"
+
+
 def test_nothing_of_a_fine_tuning_lives_on(base_folder):
     """In bfloat16 accelerate wraps the objective so that it holds itself, and the UNet."""
     base = BaseModel(BaseConfig(str(base_folder), resolution=128), resolve_placement("cpu", "bfloat16", True))

@@ -70,7 +70,8 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
 def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accelerator:
     """An accelerator on the device and in the precision of the placement; earlier ones are done with."""
     # accelerate keeps both in one state for the whole process; connected processes keep their connections
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    connected = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not connected)
     device = placement.device
     with _environment("ACCELERATE_TORCH_DEVICE", None if device.index is None else str(device)):
         return Accelerator(

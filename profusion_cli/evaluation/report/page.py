@@ -86,11 +86,6 @@ def write_report(
     return [section.problem for section in sections if section.problem]
 
 
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return render("table.md", head=head, body=body).rstrip("\n")
-
-
 def _section(
     folder: Path, study: Study, key: str, output: Figure, rows: Sequence[Row], photos: Mapping[str, Image.Image]
 ) -> Section:
