@@ -717,7 +717,9 @@ def test_two_processes_train_what_one_does(pictures, tmp_path):
     command = [*launcher, "-m", "profusion_cli", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["num_processes"] == 2  # one object: only the main process prints
+    # one object: only the main process prints, and the transport of early releases of torch, in [brackets]
+    (line,) = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert json.loads(line)["num_processes"] == 2
     assert done.stderr.count("random weights") == 1
     one, two = weights(tmp_path / "one.pfz"), weights(tmp_path / "two.pfz")
     assert differ(one, two) < 1e-5
