@@ -7,6 +7,7 @@ import math
 import shutil
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from profusion_cli.faceworld.world import SPLITS
 from profusion_cli.files import locked
 from profusion_cli.presets import preset_folder
 from profusion_cli.runtime import device
+from profusion_cli.runtime.pretraining import loop
 from profusion_cli.runtime.random_base import build_random_base
 from profusion_cli.runtime.training import Batch, TrainingObjective
 from tests.conftest import draw_photo, ok, run
@@ -299,6 +301,21 @@ def test_a_pretraining_that_fails_is_not_tried_for_every_subject(
     result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--pretrain-on", tmp_path / "many")
     assert result.exit_code == 5 and "2 of 2 cells failed" in result.stderr
     assert len(tried) == 1
+
+
+def test_a_pretraining_that_was_cut_off_on_another_cpu_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the precision that `auto` means here: its checkpoint is of another one."""
+    own = {"pretrain": {"steps": 2, "batch_size": 2, "checkpoint_every": 1}, "finetune.steps": 0}
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S*"], reconstructions=0, pretrain_on=2)
+    study, folder = write(tmp_path, {**source, "methods": {"own": own}}), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "asked_to_stop", Mock(side_effect=[0, KeyboardInterrupt]))
+        assert run("evaluate", study, "-o", folder, "--limit", 1).exit_code == 130
+    assert len(list(folder.glob("promptnets/*.work/checkpoint-*"))) == 1
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: True)
+    ok("evaluate", study, "-o", folder, "--limit", 1)
 
 
 def test_every_cell_is_drawn_as_its_own_settings_say(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Part:
         required: files without which it is not there.
         weights: names that its weights file may have, the first one found is taken; a part that has weights has a
             fingerprint, and so has what was made with it.
-        optional: further files, fetched with the required ones.
+        optional: further files, fetched where the repository has them.
         foreign: matches the beginnings of tensors in its weights file that belong to other parts.
         roles: what it is for.
     """

@@ -71,7 +71,8 @@ class Marks:
 
     def of_pretraining(self, method: Method) -> str:
         """A digest of what a method's own PromptNet depends on; pictures by their place alone."""
-        return digest(self._of_pretraining(method))
+        config = self.study.config(method)
+        return digest([*self._of_pretraining(method), resolve_dtype(config.device, config.dtype, training=True)])
 
     def of_photo(self, subject: StudySubject, method: Method) -> list[Any]:
         """Marks of the photo that a method is given of a subject."""
