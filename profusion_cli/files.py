@@ -22,6 +22,8 @@ from profusion_cli.errors import InputError, OutputError, UsageError
 
 STDIO = "-"
 LOCK_FILE = ".profusion.lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system says that knows no locks."""
 
 
 def sha256_of(data: bytes | mmap.mmap | memoryview) -> str:
@@ -168,7 +170,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
-    """Keep other processes out of a folder, by a file in it that goes when the block ends.
+    """Keep other processes out of a folder, by a file in it that goes when the block ends; not where the file system
+    knows no locks.
 
     Args:
         folder: one that is there.
@@ -183,7 +186,8 @@ def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
     except Timeout:
         raise OutputError(message, hint) from None
     except OSError as error:
-        raise _write_failure(str(folder), error) from error
+        if error.errno not in WITHOUT_LOCKS:
+            raise _write_failure(str(folder), error) from error
     try:
         yield
     finally:

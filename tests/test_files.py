@@ -393,3 +393,17 @@ def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "file", "mine", ""):
         pytest.fail("the block must not begin")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks differently")
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path, monkeypatch, code):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    for _ in range(2):
+        with locked(tmp_path, "mine", ""):
+            (tmp_path / "work").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
