@@ -60,7 +60,13 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """Keeps downloads as quiet as the command."""
+    """Keeps downloads as quiet as the command, and tells its help at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if len(args) == 1 and args[0] in ctx.help_option_names:  # Typer would first load all that converts values
+            typer.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with download_bars(not ctx.params.get("quiet") and _is_first_process()):

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from profusion_cli.errors import InputError, OutputError, UsageError
 
 STDIO = "-"
@@ -180,6 +178,8 @@ def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
     Raises:
         OutputError: another process has locked it, or it cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(blocking=False)

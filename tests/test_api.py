@@ -12,6 +12,7 @@ from profusion_cli import draw, draw_way, load_config, make_subject, make_views
 from profusion_cli.bundle import read_bundle
 from profusion_cli.errors import BundleError, ConfigError, InputError, UsageError
 from profusion_cli.images import read_png_record
+from profusion_cli.jobs.views import Region
 from tests.conftest import build_random_bases_once, ok
 
 TINY = {"finetune.steps": 1, "finetune.batch_size": 2, "sample.steps": 2, "augment.views": 2, "augment.inpaint": False}
@@ -31,6 +32,11 @@ def config():
 def square(photo):
     with Image.open(photo) as image:
         return image.convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def views(square, config):
+    return make_views(square, config, Region(box=(30, 20, 60, 60)))
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +64,7 @@ def test_what_python_makes_is_what_the_commands_make(photo, square, config, subj
         assert image.tobytes() == picture.image.tobytes()
 
 
-def test_views_are_made_and_trained_on(square, config, caplog):
-    from profusion_cli.jobs.views import Region
-
-    views = make_views(square, config, Region(box=(30, 20, 60, 60)))
+def test_views_are_made_and_trained_on(square, views, config, caplog):
     assert views.kind == "images"
     made = make_subject([views], config, drop=[2])
     assert made.manifest["pictures"] == 2  # the photo, and one of its two views
@@ -104,22 +107,26 @@ def test_frames_lead_from_subject_to_subject(subject, config):
     assert [frame.record["weights"] for frame in frames] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 
 
-def test_mistakes_are_told_before_the_work(square, subject, config, tmp_path):
+def test_mistakes_are_told_before_the_work(square, subject, views, config, tmp_path):
     with pytest.raises(ConfigError, match="stepz"):
         load_config("tiny-random", {"finetune.stepz": 1})
     with pytest.raises(UsageError, match="picture 5"):
-        make_subject([make_views_once(square, config)], config, drop=[5])
+        make_subject([views], config, drop=[5])
+    with pytest.raises(UsageError, match="no photo"):
+        make_subject([], config)
+    with pytest.raises(UsageError, match="region has no effect"):
+        make_subject([square, square], config, region=Region(box=(30, 20, 60, 60)))
+    with pytest.raises(UsageError, match="no views to drop"):
+        make_subject([square], config, augment=False, drop=[1])
+    with pytest.raises(UsageError, match="no subject"):
+        draw([], ["S"])
+    with pytest.raises(UsageError, match="one prompt"):
+        draw([subject], "a photo")
     with pytest.raises(UsageError, match="one subject"):
         draw_way([subject], "S*", 2)
     with pytest.raises(BundleError, match="holds images"):
-        draw([make_views_once(square, config)], ["S*"])
+        draw([views], ["S*"])
     with pytest.raises(UsageError, match="no ending of a picture"):
         next(draw([subject], ["S*"], config)).save(tmp_path / "picture.docx")
     with pytest.raises(AttributeError, match="nothing"):
         profusion_cli.nothing  # noqa: B018
-
-
-def make_views_once(square, config):
-    from profusion_cli.jobs.views import Region
-
-    return make_views(square, config, Region(box=(30, 20, 60, 60)))

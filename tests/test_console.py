@@ -8,11 +8,12 @@ import sys
 
 import huggingface_hub
 import pytest
-from conftest import run
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+
+from tests.conftest import run
 
 IMPORTS = """
 import os

@@ -83,8 +83,8 @@ def check_region(mask: str | None, box: str | None) -> None:
         parse_box(box)
 
 
-def read_region(mask: str | None, box: str | None, output: Output) -> Region:
-    """Where `--mask` or `--box` says that the subject is.
+def read_region(mask: str | None, box: str | None, output: Output) -> Region | None:
+    """Where `--mask` or `--box` says that the subject is; None: neither is given.
 
     Raises:
         UsageError: as `check_region`.
@@ -94,6 +94,8 @@ def read_region(mask: str | None, box: str | None, output: Output) -> Region:
     from profusion_cli.masks import parse_box
 
     check_region(mask, box)
+    if mask is None and box is None:
+        return None
     picture = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
     return Region(picture, None if box is None else parse_box(box))
 

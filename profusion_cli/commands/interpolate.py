@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,28 +71,30 @@ def interpolate(
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_frames, references
     from profusion_cli.jobs.configuration import configure, remembered_config
-    from profusion_cli.jobs.pictures import check_way, draw_way
+    from profusion_cli.jobs.pictures import check_way, check_way_settings, draw_way
 
     output = Output(quiet, as_json)
     sources, texts = split_arguments(arguments)
     check_one_stdin(sources)
     if len(texts) != 1:
         raise UsageError(f"There are {len(texts)} prompts, and one is needed.", "Give one prompt, in quotes.")
+    check_way(sources, frames)
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings)
     check_useful(config, flags)
-    check_way(bundles, frames, config)
+    check_way_settings(config)
     if dry_run:
         print_config(config)
         return
     paths = plan_frames(target, frames, fps, sources, force, as_json)
     ends = [view for _, view in references(bundles)]
-    drawn = []
-    for picture in draw_way(bundles, texts[0], frames, config, class_word=flags.get("class_word"), listener=output):
-        drawn.append(picture)
-        if paths != [target]:
-            picture.save(paths[picture.index], force)
-            output.line(paths[picture.index])
+    drawn, word = [], flags.get("class_word")
+    with closing(draw_way(bundles, texts[0], frames, config, class_word=word, listener=output)) as pictures:
+        for picture in pictures:
+            drawn.append(picture)
+            if paths != [target]:
+                picture.save(paths[picture.index], force)
+                output.line(paths[picture.index])
     if paths == [target]:
         with atomic_output(target, force) as file:
             file.write(_one_file(drawn, target, fps, ends if len(ends) == len(bundles) else None))

@@ -72,6 +72,21 @@ def check_same_base(bundles: Sequence[Bundle]) -> None:
             )
 
 
+def _config_of(subjects: Sequence[Bundle], config: Config | None) -> Config:
+    """What to draw by, of subjects that go together.
+
+    Raises:
+        UsageError: no subject.
+        BundleError: subjects of another kind, or on different base models.
+    """
+    if not subjects:
+        raise UsageError("There is no subject.", "Give one at least.")
+    for bundle in subjects:
+        bundle.require("subject")
+    check_same_base(subjects)
+    return config or build_config(remembered_config(subjects[0]))
+
+
 def draw(
     subjects: Sequence[Bundle],
     prompts: Sequence[str],
@@ -90,14 +105,14 @@ def draw(
         listener: who hears of it.
 
     Raises:
+        UsageError: no subject, or no list of prompts.
         BundleError: subjects of another kind, on different base models, or that do not fit the base model.
         InputError: a prompt that cannot be used.
         ConfigError: numbers of guidance scales or weights that do not fit the subjects, or a wrong size.
     """
-    for bundle in subjects:
-        bundle.require("subject")
-    config = config or build_config(remembered_config(subjects[0]))
-    check_same_base(subjects)
+    if isinstance(prompts, str):
+        raise UsageError(f"'{prompts}' is one prompt, and a list of them is needed.", "Put it into a list.")
+    config = _config_of(subjects, config)
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     return _draw(subjects, parsed, class_words, config, listener)
@@ -124,21 +139,29 @@ def _draw(
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
 
 
-def check_way(subjects: Sequence[Bundle], frames: int, config: Config) -> None:
-    """A way leads from subject to subject, and its settings mean something.
+def check_way(names: Sequence[str], frames: int) -> None:
+    """A way leads from subject to subject.
 
     Raises:
-        UsageError: too few subjects or frames, several guidance scales, or weights.
+        UsageError: too few subjects or frames.
     """
-    if len(subjects) < 2:
+    if len(names) < 2:
         raise UsageError(
-            f"There is one subject, '{subjects[0].name}', and a way leads between two.",
+            f"There is one subject, '{names[0]}', and a way leads between two.",
             'For example: profusion interpolate a.pfz b.pfz "S* as an astronaut" -o strip.png',
         )
-    if frames < len(subjects):
+    if frames < len(names):
         raise UsageError(
-            f"--frames {frames} leaves out some of the {len(subjects)} subjects.", "Ask for one frame each at least."
+            f"--frames {frames} leaves out some of the {len(names)} subjects.", "Ask for one frame each at least."
         )
+
+
+def check_way_settings(config: Config) -> None:
+    """The settings mean something on a way.
+
+    Raises:
+        UsageError: several guidance scales, or weights.
+    """
     if len(config.sample.subject_guidance) != 1:
         raise UsageError(
             f"{len(config.sample.subject_guidance)} guidance scales are given, and the subjects share one here.",
@@ -169,11 +192,9 @@ def draw_way(
         UsageError: too few subjects or frames, or settings that mean nothing here.
         BundleError, InputError, ConfigError: as `draw`.
     """
-    for bundle in subjects:
-        bundle.require("subject")
-    config = config or build_config(remembered_config(subjects[0]))
-    check_way(subjects, frames, config)
-    check_same_base(subjects)
+    config = _config_of(subjects, config)
+    check_way([bundle.name for bundle in subjects], frames)
+    check_way_settings(config)
     class_words = class_words_of(subjects, config, class_word)
     parsed = parse_prompt(prompt, config.placeholder, len(subjects))
     if parsed.joint:

@@ -12,7 +12,7 @@ from PIL import Image
 from profusion_cli.augmentation import check_drop, kept, read_images
 from profusion_cli.bundle import Bundle, make_bundle
 from profusion_cli.config import Config
-from profusion_cli.errors import BundleError
+from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.images import Photo, crop_square, strip
 from profusion_cli.jobs.configuration import remember, warn_if_random
 from profusion_cli.jobs.photos import as_photo, photo_input
@@ -105,14 +105,22 @@ def make_subject(
         listener: who hears of it.
 
     Raises:
+        UsageError: no photo; or `region` or `drop` where they have no effect.
         InputError: a photo that cannot be used, or no subject found in it.
         BundleError: pictures of another size than the base model's, or a PromptNet that does not fit it.
         UnavailableError: weights that cannot be had.
         DivergedError: the loss is no finite number any more.
     """
     inputs = [item if isinstance(item, Bundle) else as_photo(item) for item in photos]
+    if not inputs:
+        raise UsageError("There is no photo.", "Give one at least.")
+    augment = augment and is_augmented(inputs, config)
+    if region is not None and not augment:
+        raise UsageError("A region has no effect where no views are made.", "Leave it out.")
+    if drop and not augment and not any(isinstance(item, Bundle) for item in inputs):
+        raise UsageError("There are no views to drop.", "Leave `drop` out.")
     read, moved = _read(inputs, config, drop), None
-    if augment and is_augmented(inputs, config):
+    if augment:
         check_drop(drop, config.augment.views)
         moved = move(inputs[0], config, region or Region(), listener)
         read.origins.extend(moved.inputs)
