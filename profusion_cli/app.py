@@ -33,7 +33,13 @@ OTHERS_WAIT = 5.0
 
 
 class Commands(TyperGroup):
-    """Turns what goes wrong in a command into a message and an exit code."""
+    """Turns what goes wrong in a command into a message and an exit code, and tells a command's help at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        name, *rest = args or [""]
+        if name in self.commands and _asks_for_help(ctx, rest):
+            self.commands[name].make_context(name, rest, parent=ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -63,7 +69,7 @@ class Command(TyperCommand):
     """Keeps downloads as quiet as the command, and tells its help at once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if len(args) == 1 and args[0] in ctx.help_option_names:  # Typer would first load all that converts values
+        if _asks_for_help(ctx, args):
             typer.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
         return super().parse_args(ctx, args)
@@ -71,6 +77,11 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         with download_bars(not ctx.params.get("quiet") and _is_first_process()):
             return super().invoke(ctx)
+
+
+def _asks_for_help(ctx: Any, args: list[str]) -> bool:
+    """Whether help is all that is asked for; Typer would first load what converts values."""
+    return len(args) == 1 and args[0] in ctx.help_option_names
 
 
 MEMORY_HINTS = {
