@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -27,7 +28,10 @@ REFERENCE = SHARED / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorded reference data is not here")
 
 
-SLOWEST = ("test_evaluate", "test_pretrain", "test_augment", "test_base_models", "test_training", "test_cli")
+SLOWEST = (
+    *("test_evaluate", "test_faceworld_method", "test_sampling", "test_pretrain", "test_training", "test_cli"),
+    *("test_docs", "test_reference", "test_augment", "test_interpolate", "test_base_models", "test_baselines"),
+)
 """The modules that take longest, which start first where several processes share the work."""
 
 
@@ -45,27 +49,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @functools.cache
-def build_random_bases_once() -> None:
-    """Let the commands of this process copy models of random weights that were built before."""
-    from profusion_cli.runtime import random_base
+def prepare_for_commands() -> None:
+    """What makes many commands in one process quick.
+
+    Models of random weights are built once; and the garbage collector, which every command
+    calls, does not look at the libraries' own objects each time.
+    """
+    from profusion_cli.runtime import inpaint, random_base, sampling, training  # noqa: F401
 
     build = random_base.build_random_base
     built: dict[tuple, tempfile.TemporaryDirectory] = {}
 
     @functools.wraps(build)
-    def copy(folder: Path, *arguments: object, **options: object) -> None:
+    def copy_of_built(folder: Path, *arguments: object, **options: object) -> None:
         key = (arguments, *sorted(options.items()))
         if key not in built:
             built[key] = tempfile.TemporaryDirectory(prefix="profusion-tests-")
             build(Path(built[key].name), *arguments, **options)
         shutil.copytree(built[key].name, folder, dirs_exist_ok=True)
 
-    random_base.build_random_base = copy
+    random_base.build_random_base = copy_of_built
+    gc.collect()
+    gc.freeze()
 
 
 def run(*arguments: object, **options: object) -> Result:
     """One command in this process; `exit_code`, `stdout` and `stderr` of the result are what a shell would see."""
-    build_random_bases_once()
+    prepare_for_commands()
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 

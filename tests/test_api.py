@@ -13,14 +13,14 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.errors import BundleError, ConfigError, InputError, UsageError
 from profusion_cli.images import read_png_record
 from profusion_cli.jobs.views import Region
-from tests.conftest import build_random_bases_once, ok
+from tests.conftest import ok, prepare_for_commands
 
 TINY = {"finetune.steps": 1, "finetune.batch_size": 2, "sample.steps": 2, "augment.views": 2, "augment.inpaint": False}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def bases():
-    build_random_bases_once()
+    prepare_for_commands()
 
 
 @pytest.fixture(scope="module")

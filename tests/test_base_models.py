@@ -551,6 +551,7 @@ def test_bundles_of_another_base_are_refused(base_folder, subject, photo, tmp_pa
     assert "different base models" in result.stderr
 
 
+@pytest.mark.slow
 @needs_reference
 def test_the_official_checkpoint_end_to_end(photo, tmp_path):
     checkpoint, promptnet = REFERENCE / "official-checkpoint", tmp_path / "p.pfz"

@@ -364,6 +364,7 @@ def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedPr
     return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_pipe(photo, tmp_path):
     done = shell(
         "set -o pipefail; cat $PHOTO | $P finetune - --preset tiny-random --steps 1 -o - "
@@ -405,6 +406,7 @@ def test_a_reader_that_stops_is_no_crash(subject, tmp_path):
     assert done.stdout.splitlines()[-1] == b"0"
 
 
+@pytest.mark.slow
 def test_results_that_nobody_reads_do_not_stop_the_work(subject, tmp_path):
     done = shell(
         f"$P sample {subject} 'S*' -n 2 --batch-size 1 --steps 1 -o out --sheet sheet.png | head -c 0; "
@@ -444,7 +446,9 @@ main()
 """The program, which leaves a file where its training begins."""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_end_by_signal_leaves_no_files(photo, tmp_path, number, code):
     """A real process, while it fine-tunes: its exit code, no traceback, and nothing on the disk."""
     (tmp_path / "tmp").mkdir()

@@ -96,6 +96,7 @@ def play(command: str) -> None:
             Path(target).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run(desk: Path) -> None:
     """All that need no download, in order: each finds what those before it made."""
     run, left_out = [], set()
