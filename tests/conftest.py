@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
@@ -55,7 +56,7 @@ def prepare_for_commands() -> None:
     Models of random weights are built once; and the garbage collector, which every command
     calls, does not look at the libraries' own objects each time.
     """
-    from profusion_cli.runtime import inpaint, random_base, sampling, training  # noqa: F401
+    from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
 
     build = random_base.build_random_base
     built: dict[tuple, tempfile.TemporaryDirectory] = {}
@@ -69,6 +70,35 @@ def prepare_for_commands() -> None:
         shutil.copytree(built[key].name, folder, dirs_exist_ok=True)
 
     random_base.build_random_base = copy_of_built
+
+    load, fingerprints = backbone.BaseModel._load, backbone.BaseModel.fingerprints
+    loaded: dict[tuple, Any] = {}
+    known: dict[tuple, dict[str, str]] = {}
+
+    def random_of(base: Any) -> tuple | None:
+        """What a base of random weights is made of; None for any other, and where loading is what costs memory."""
+        tiny = base._temporary is not None and base.config.random.size == "tiny"
+        return (base.config.random.seed, base.inpainting, base.config.clip_skip) if tiny else None
+
+    @functools.wraps(load)
+    def load_once(base: Any, name: str, dtype: Any, cls: Any = None) -> Any:
+        made_of = random_of(base)
+        if made_of is None:
+            return load(base, name, dtype, cls)
+        key = (made_of, name, dtype, cls)
+        if key not in loaded:
+            loaded[key] = load(base, name, dtype, cls)
+        return copy.deepcopy(loaded[key]) if name == "unet" else loaded[key]  # the others are never changed
+
+    @functools.wraps(fingerprints)
+    def read_once(base: Any, *names: str) -> dict[str, str]:
+        made_of = random_of(base)
+        if made_of is None:
+            return fingerprints(base, *names)
+        base._fingerprints = known.setdefault(made_of, {})
+        return fingerprints(base, *names)
+
+    backbone.BaseModel._load, backbone.BaseModel.fingerprints = load_once, read_once
     gc.collect()
     gc.freeze()
 

@@ -5,12 +5,14 @@ The margins leave room for the spread that was measured over other people (prese
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,7 +30,7 @@ MODEL = preset_folder() / "faceworld"
 PROMPTS = read_study("faceworld-tables").source["prompts"]
 STUDY = {
     "preset": "faceworld",
-    "settings": {"dtype": "float32"},
+    "settings": {"dtype": "float32", "finetune.batch_size": 8, "sample.steps": 12},
     "subjects": {"faceworld": {"split": "test", "count": 2}},
     "prompts": PROMPTS,
     "prompts_per_subject": 7,
@@ -47,10 +49,13 @@ Scores = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two people whom no network was trained on, fine-tuned by the ordinary commands."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # this takes longest, and the other processes end before it
     folder = tmp_path_factory.mktemp("study") / "run"
     run = Run(folder, build_study(STUDY, "method", folder), keep_bundles=True)
     with run.open(go_on=False):
         yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,7 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
     bundles = [path for cell in study.cells(study.study.methods[:1]) for path in study.bundles.of(cell)]
-    ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5)
+    ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5, "--steps", 12)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")
     photos = judges.embeddings([reference_photo(SPLITS["test"][person]) for person in (0, 1)])

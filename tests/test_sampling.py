@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -13,10 +15,15 @@ import torch
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import SampleConfig
+from profusion_cli.config import SampleConfig, build_config
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.images import read_png_record
-from profusion_cli.runtime.sampling import subject_weights
+from profusion_cli.jobs.configuration import remembered_config
+from profusion_cli.mappings import merge
+from profusion_cli.prompts import parse_prompt
+from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.device import picture_generator, resolve_placement
+from profusion_cli.runtime.sampling import Sampler, draw_pictures, subject_weights, tokenize
 from profusion_cli.samplers import SAMPLERS, SamplerName
 from tests.conftest import ok, run
 
@@ -151,22 +158,34 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize(("sampler", "fusion_steps"), [("fusion", 0), ("fusion", 1), ("fusion-only", 1), ("cfg", 1)])
-def test_a_sampler_looks_at_its_own_settings_alone(subject, tmp_path, sampler, fusion_steps):
+@pytest.fixture(scope="module")
+def sampler(subject) -> Iterator[Sampler]:
+    """One subject, loaded, to be drawn by many settings."""
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": 2}}))
+    prompts = [parse_prompt("S* in style", config.placeholder, 1)]
+    with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
+        sampler = Sampler(base, [bundle], ["a person"], prompts, config)
+        sampler.weigh([1.0])
+        yield sampler
+
+
+@pytest.mark.parametrize(("name", "fusion_steps"), [("fusion", 0), ("fusion", 1), ("fusion-only", 1), ("cfg", 1)])
+def test_a_sampler_looks_at_its_own_settings_alone(sampler, name, fusion_steps):
     """What the table says is unused changes nothing, all of it together; what it says is used, each alone, does."""
+    prompt, words, concept = sampler.tokens[0].prompt, ["a person"], sampler.concept_prompt
 
-    def with_settings(**settings):
-        chosen = {"sampler": sampler, "fusion_steps": fusion_steps, **settings}
-        return drawn(tmp_path, subject, "S* in style", *flags_of(chosen))
+    def with_settings(**changes) -> np.ndarray:
+        settings = replace(sampler.settings, sampler=name, fusion_steps=fusion_steps)
+        settings = replace(settings, **changes)
+        tokens = tokenize(sampler.base, prompt, sampler.subjects, words, settings, concept)
+        chosen = (tokens, settings, (7.0,), [picture_generator(0, 0)])
+        return np.asarray(draw_pictures(sampler.base, sampler.unet, sampler.subjects, *chosen)[0]).astype(int)
 
-    plain, unused = with_settings(), SAMPLERS[sampler].unused(fusion_steps)
-    assert abs(plain - with_settings(**{name: OTHER[name] for name in unused})).max() == 0
-    for name in OTHER.keys() - unused:
-        assert abs(plain - with_settings(**{name: OTHER[name]})).max() > 0, name
-
-
-def flags_of(settings: dict) -> list[str]:
-    return [part for name, value in settings.items() for part in ("--set", f"sample.{name}={value}")]
+    plain, unused = with_settings(), SAMPLERS[name].unused(fusion_steps)
+    assert abs(plain - with_settings(**{setting: OTHER[setting] for setting in unused})).max() == 0
+    for setting in OTHER.keys() - unused:
+        assert abs(plain - with_settings(**{setting: OTHER[setting]})).max() > 0, setting
 
 
 def test_the_table_has_the_samplers_that_can_be_chosen():
@@ -226,8 +245,6 @@ def test_guidance_and_weights():
 
 def test_tuned_weights_are_the_base_plus_the_weighted_mean_of_the_changes(base_folder):
     from profusion_cli.config import BaseConfig
-    from profusion_cli.runtime.backbone import BaseModel
-    from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.weights import tuned_weights
 
     unet = BaseModel(BaseConfig(str(base_folder)), resolve_placement("cpu", "auto", False)).unet
@@ -305,8 +322,6 @@ def test_standard_output_is_the_picture(subject, tmp_path):
 
 
 def test_what_was_drawn_before_an_interrupt_is_kept(subject, tmp_path, monkeypatch):
-    from profusion_cli.runtime.backbone import BaseModel
-
     original, count = BaseModel.decode, []
 
     def interrupted(self, latents):
