@@ -30,7 +30,7 @@ needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorde
 
 
 SLOWEST = (
-    *("test_evaluate", "test_faceworld_method", "test_sampling", "test_pretrain", "test_training", "test_cli"),
+    *("test_faceworld_method", "test_evaluate", "test_sampling", "test_pretrain", "test_training", "test_cli"),
     *("test_docs", "test_reference", "test_augment", "test_interpolate", "test_base_models", "test_baselines"),
 )
 """The modules that take longest, which start first where several processes share the work."""

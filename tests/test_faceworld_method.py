@@ -5,14 +5,12 @@ The margins leave room for the spread that was measured over other people (prese
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,7 +28,7 @@ MODEL = preset_folder() / "faceworld"
 PROMPTS = read_study("faceworld-tables").source["prompts"]
 STUDY = {
     "preset": "faceworld",
-    "settings": {"dtype": "float32", "finetune.batch_size": 8, "sample.steps": 12},
+    "settings": {"dtype": "float32", "augment.steps": 10, "finetune.batch_size": 8, "sample.steps": 12},
     "subjects": {"faceworld": {"split": "test", "count": 2}},
     "prompts": PROMPTS,
     "prompts_per_subject": 7,
@@ -49,13 +47,10 @@ Scores = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Two people whom no network was trained on, fine-tuned by the ordinary commands."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)  # this takes longest, and the other processes end before it
     folder = tmp_path_factory.mktemp("study") / "run"
     run = Run(folder, build_study(STUDY, "method", folder), keep_bundles=True)
     with run.open(go_on=False):
         yield run
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
