@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import stat
@@ -24,15 +23,16 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that knows no locks."""
 
 
-def sha256_of(data: bytes | mmap.mmap | memoryview) -> str:
+def sha256_of(data: bytes | memoryview) -> str:
     """SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def read_source(source: str) -> bytes | mmap.mmap:
+def read_source(source: str) -> bytes:
     """Bytes of the file `source`, or of standard input for `-`.
 
-    A file is mapped rather than read, so that a bundle of a gigabyte is not held twice.
+    A file is read rather than mapped: what is verified then stays what it was, and a file that another
+    program shortens meanwhile kills nobody.
 
     Raises:
         InputError: missing, unreadable, empty, a folder, or a terminal as standard input.
@@ -46,13 +46,10 @@ def read_source(source: str) -> bytes | mmap.mmap:
         if path.is_dir():
             raise InputError(f"'{source}' is a folder, not a file.", "Name the file inside it.")
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                data = file.read()
-                if not data:
-                    raise InputError(f"'{source}' is empty.", "Check how it was made.")
-                return data
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = file.read()
+        if not data:
+            raise InputError(f"'{source}' is empty.", "Check how it was made.")
+        return data
     except FileNotFoundError:
         raise InputError(f"There is no file '{source}'.", "Check the path.") from None
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ _CHUNK = 1 << 20
 _ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 _EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
-Data = bytes | mmap.mmap | memoryview
+Data = bytes | memoryview
 
 
 def layout(data: Data) -> tuple[dict[str, dict[str, Any]], dict[str, memoryview]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from itertools import takewhile
@@ -55,7 +54,7 @@ def check_apart(sources: Sequence[str], targets: Sequence[str]) -> None:
             raise UsageError(f"'{path}' is where another output goes.", "Choose another name.")
 
 
-def decode(data: bytes | mmap.mmap, source: str, output: Output, as_mask: bool = False) -> Photo:
+def decode(data: bytes, source: str, output: Output, as_mask: bool = False) -> Photo:
     """A picture from the command line, with what there is to say about it.
 
     Raises:
