@@ -26,6 +26,7 @@ from profusion_cli.commands import (
 )
 from profusion_cli.console import download_bars, print_error
 from profusion_cli.errors import ProfusionError, out_of_memory
+from profusion_cli.options import tell_defaults
 
 INTERRUPTED = 130
 OTHERS_WAIT = 5.0
@@ -66,13 +67,17 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """Keeps downloads as quiet as the command, and tells its help at once."""
+    """Keeps downloads as quiet as the command, and tells its help at once, with the defaults of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if _asks_for_help(ctx, args):
             typer.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        tell_defaults(self.params)
+        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         with download_bars(not ctx.params.get("quiet") and _is_first_process()):
@@ -124,7 +129,6 @@ app = typer.Typer(
     name="profusion",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="One picture of a face or thing becomes a model that draws it anywhere.",

@@ -333,7 +333,14 @@ class Config:
     placeholder: str = setting("The word that stands for the subject in prompts (S*).", "S*", flag="--placeholder")
     device: str = setting("auto, cpu, cuda, cuda:N or mps.", "auto", flag="--device", panel=CONFIGURATION)
     dtype: DType = setting("auto, float32, float16 or bfloat16.", "auto", flag="--dtype", panel=CONFIGURATION)
-    seed: int = setting("Seed of every random number.", 0, 0, SEEDS, flag="--seed", panel=CONFIGURATION)
+    seed: int = setting(
+        "Seed of every random number; --seed -1 draws one, and tells it.",
+        0,
+        0,
+        SEEDS,
+        flag="--seed",
+        panel=CONFIGURATION,
+    )
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):

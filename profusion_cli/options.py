@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from profusion_cli.config import AUGMENTATION, CONFIGURATION
-from profusion_cli.errors import UsageError
-from profusion_cli.keys import Key, keys_with_flags
+from profusion_cli.errors import ConfigError, UsageError
+from profusion_cli.keys import Key, all_keys, keys_with_flags
+from profusion_cli.mappings import flat
 
 OUTPUT = "Output"
 MACHINE = ("device", "dtype", "seed")
 """Keys that every command that computes takes."""
 
+PRESET_HELP = "Base model and defaults: a shipped preset (see `profusion presets`) or a YAML file."
 Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
         metavar="NAME|FILE",
-        help="Base model and defaults: a shipped preset (see `profusion presets`) or a YAML file.",
+        help=PRESET_HELP,
         rich_help_panel=CONFIGURATION,
     ),
 ]
@@ -114,6 +116,46 @@ def _parameter(name: str, key: Key) -> inspect.Parameter:
         inner = key.value_type
         hint, default = (inner if inner in (int, float) else str) | None, None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+
+
+def tell_defaults(parameters: Iterable[Any]) -> None:
+    """Say in the help of options where their defaults come from, and what they are in the default preset.
+
+    Args:
+        parameters: of a command, as Typer has made them.
+    """
+    from profusion_cli.presets import default_preset, read_preset
+
+    preset = default_preset()
+    try:
+        values = flat(read_preset(preset))
+    except ConfigError:  # which help is no place to tell
+        values = None
+    keys = {key.name.replace(".", "_"): key for key in all_keys().values() if key.flags}
+    for parameter in parameters:
+        if key := keys.get(parameter.name):
+            parameter.help = f"{key.help}{default_words(key, preset, values)}"
+        elif parameter.name == "preset":
+            parameter.help = f"{PRESET_HELP} Default: {preset}."
+
+
+def default_words(key: Key, preset: str, values: Mapping[str, Any] | None) -> str:
+    """A sentence on a key's default, after a space; empty where there is nothing to say.
+
+    Args:
+        key: of the configuration.
+        preset: the name of the default preset.
+        values: what it says, by dotted keys; None: it cannot be read.
+    """
+    if key.is_switch:
+        return ""
+    if values is None:
+        return " Default from the preset."
+    value = values.get(key.name, None if key.is_required else key.default)
+    shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if value is None or not shown:
+        return ""
+    return f" Default from the preset {preset}: {shown}." if key.name in values else f" Default: {shown}."
 
 
 def _value(key: Key, given: Any) -> Any:

@@ -168,7 +168,8 @@ def resolve_config(
         settings: arguments of `--set`.
 
     Raises:
-        ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`.
+        ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`; or a preset of another base
+            model than the bundle's.
     """
     given = nested(flags)
     set_by_key = parse_settings(settings)
@@ -181,8 +182,10 @@ def resolve_config(
             _, own = _read(str(remembered["preset"]))
             lower = with_method(remembered, own, method)
     else:
+        values = read_preset(preset, method)
+        _check_same_base(values, remembered)
         fixed = {key: value for key, value in remembered.items() if key not in ("sample", "preset", "description")}
-        lower = merge(read_preset(preset, method), fixed)
+        lower = merge(values, fixed)
     if "preset" in set_by_key:
         raise UsageError("--set preset=... cannot change the preset.", "Use --preset.")
     if any("weights" in (layer.get("promptnet") or {}) for layer in (set_by_key, given) if _has_section(layer)):
@@ -191,6 +194,30 @@ def resolve_config(
     lower = merge(lower, set_by_key)
     build_config(lower)  # so that no flag hides a wrong --set
     return build_config(merge(lower, given))
+
+
+def _check_same_base(values: Mapping[str, Any], remembered: Mapping[str, Any]) -> None:
+    """A preset whose sampling settings are wanted is of the bundle's base model, or says nothing of one.
+
+    Raises:
+        ConfigError: another base model.
+    """
+    own, other = (layer.get("base") for layer in (remembered, values))
+    if not isinstance(own, Mapping) or not isinstance(other, Mapping) or "id" not in other:
+        return
+    if values["preset"] == remembered.get("preset"):  # its base model may have been named apart from it
+        return
+    if _place(own) != _place(other):
+        raise ConfigError(
+            f"The preset '{values['preset']}' is for the base model '{other['id']}', and the bundle was made on "
+            f"'{own['id']}'.",
+            "Leave --preset out, since a bundle remembers its own; options and --set change single settings.",
+        )
+
+
+def _place(base: Mapping[str, Any]) -> tuple[str, bool]:
+    """Where a base model lies, and whether it is a random one instead."""
+    return os.path.realpath(local_path(str(base["id"]))), base.get("random") is not None
 
 
 def _has_section(layer: Mapping[str, Any]) -> bool:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from profusion_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from profusion_cli.config import SampleConfig
 
 SamplerName = Literal["fusion", "fusion-only", "cfg"]
 
@@ -65,3 +70,29 @@ def sampler_help() -> str:
     """The samplers in one sentence, as "a, b (what it is) or c (what it is)."."""
     *first, last = (f"{name} ({kind.about})" if kind.about else name for name, kind in SAMPLERS.items())
     return f"{', '.join(first)} or {last}."
+
+
+def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Guidance scale of each subject, and the weights (summing to 1) of their UNet changes.
+
+    One guidance number is shared out by the weights (equal by default); with one number per subject,
+    the weights are in their proportion unless they are given.
+
+    Raises:
+        ConfigError: a number of guidance scales or weights that does not fit the number of subjects.
+    """
+    guidance, weights = config.subject_guidance, config.weights
+    if len(guidance) not in (1, subjects):
+        raise ConfigError(
+            f"--subject-guidance has {len(guidance)} numbers for {subjects} subject(s).",
+            "Give one number, or one per subject.",
+        )
+    if weights is not None and len(weights) != subjects:
+        raise ConfigError(
+            f"--weights has {len(weights)} numbers for {subjects} subject(s).", "Give one number per subject."
+        )
+    if weights is None:
+        weights = guidance if len(guidance) == subjects else (1.0,) * subjects
+    shares = tuple(weight / sum(weights) for weight in weights)
+    scales = guidance if len(guidance) == subjects else tuple(guidance[0] * share for share in shares)
+    return scales, shares

@@ -457,7 +457,7 @@ def test_saved_pictures_and_json(photo, tmp_path):
 
 
 def test_dry_run_prints_the_augmentation(photo, tmp_path):
-    result = ok("augment", "nowhere.png", *TINY, "--views", 5, "--no-inpaint", "--dry-run", "-o", tmp_path / "x.pfz")
+    result = ok("augment", photo, *TINY, "--views", 5, "--no-inpaint", "--dry-run", "-o", tmp_path / "x.pfz")
     config = yaml.safe_load(result.stdout)
     assert config["augment"]["views"] == 5
     assert config["augment"]["inpaint"] is False

@@ -139,7 +139,7 @@ def test_inspect_tells_how_long_the_word_is(base_folder, subject, photo, tmp_pat
     ok("finetune", photo, "--preset", "tiny-random", *method, "-o", word)
     told = {}
     for path in (word, subject):
-        entry = yaml.safe_load(ok("inspect", path).stdout)
+        entry = yaml.safe_load(ok("inspect", path, "--full").stdout)
         told[path] = entry["manifest"]["s_star"]["length_in_ordinary_words"]
     assert 0.3 < told[word] < 3  # an ordinary word
     opened = read_bundle(subject.read_bytes(), "me.pfz")
@@ -155,7 +155,8 @@ def test_inspect_tells_how_long_the_word_is(base_folder, subject, photo, tmp_pat
     older = {key: value for key, value in opened.manifest.items() if key not in ("s_star", "schema_version", "tool")}
     files = {name: opened.read(name) for name in opened.files if name.endswith(".safetensors")}
     write_bundle(tmp_path / "older.pfz", older, files)
-    assert "s_star" not in ok("inspect", tmp_path / "older.pfz").stdout
+    assert "s_star" not in ok("inspect", tmp_path / "older.pfz", "--full").stdout
+    assert "S*" not in ok("inspect", tmp_path / "older.pfz").stdout
 
 
 def test_methods_set_what_their_papers_say_and_flags_win():

@@ -20,10 +20,12 @@ import pytest
 import safetensors.numpy
 import typer
 import yaml
+from PIL import Image
 
 from profusion_cli import __version__
 from profusion_cli.app import app
 from profusion_cli.bundle import read_bundle
+from profusion_cli.images import encode_png
 from profusion_cli.mappings import merge
 from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 
@@ -69,6 +71,23 @@ def test_version():
     assert ok("--version").stdout == f"profusion {__version__}\n"
 
 
+def test_completion_is_installed_and_completes(tmp_path):
+    """In a process of its own, which loads none of the heavy libraries."""
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+
+    def profusion(*arguments: str, **variables: str) -> str:
+        script = "import sys; from profusion_cli.app import run\ntry: run()\nfinally: assert 'torch' not in sys.modules"
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    profusion("--install-completion", "bash")
+    assert "_PROFUSION_COMPLETE" in "".join(path.read_text() for path in tmp_path.rglob("*profusion*"))
+    told = profusion(_PROFUSION_COMPLETE="complete_bash", COMP_WORDS="profusion fine", COMP_CWORD="1")
+    assert told.split() == ["finetune"]
+
+
 # --- bad input -----------------------------------------------------------------------------------------------
 
 
@@ -89,6 +108,8 @@ BAD_FINETUNE = {  # arguments, exit code, and our words: none where Typer speaks
     "truncated image": (["cut.png"], 5, "cut.png"),
     "bundle as photo": (["me.pfz"], 4, "images are needed"),
     "two standard inputs": (["-", "-"], 2, "twice"),
+    "weights as photo": (["lora.safetensors"], 5, "holds weights (safetensors)"),
+    "useless option": (["face.png", "--no-augment", "--drop", "3"], 2, "--drop has no effect"),
     "unknown preset": (["face.png", "--preset", "tiny-randm"], 3, "tiny-random"),
     "unknown key": (["face.png", "--set", "finetune.step=3"], 3, "finetune.steps"),
     "unknown choice": (["face.png", "--train", "atention"], 3, "attention"),
@@ -108,15 +129,19 @@ def test_finetune_bad_input(case, photo, subject, tmp_path, monkeypatch, no_mode
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:300])
     (tmp_path / "folder").mkdir()
+    (tmp_path / "lora.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3, "float32")}))
     before = sorted(tmp_path.iterdir())
     arguments, code, message = BAD_FINETUNE[case]
     preset = [] if "--preset" in arguments else ["--preset", "tiny-random"]
+    dry = run("finetune", *arguments, *preset, "-o", "out.pfz", "--dry-run")
+    assert dry.exit_code == (0 if case == "no such device" else code), dry.stderr
     result = run("finetune", *arguments, *preset, "-o", "out.pfz")
     assert result.exit_code == code, result.stderr
     assert message in flat(result)
     assert sorted(tmp_path.iterdir()) == before
 
 
+EXPANDED = "Did the shell expand S*? Put the prompt in quotes."
 BAD_SAMPLE = {
     "no bundle": (["S* at sea"], 2, "not a bundle"),
     "no prompt": (["me.pfz"], 2, "no prompt"),
@@ -135,6 +160,18 @@ BAD_SAMPLE = {
     "guidance no number": (["me.pfz", "S*", "--subject-guidance", "a,b"], 2, "a,b"),
     "useless without fusion": (["me.pfz", "S*", "--fusion-steps", "0", "--gamma", "0.5"], 2, "no effect"),
     "not a PNG": (["me.pfz", "S*", "-o", "x.jpg"], 2, "a .png name, or a folder"),
+    "expanded by the shell": (["me.pfz", "Sketch.txt", "on", "a", "beach"], 2, EXPANDED),
+    "expanded to a folder": (["me.pfz", "Studies", "on", "a", "beach"], 2, EXPANDED),
+    "expanded behind words": (["me.pfz", "a", "man", "like", "Sketch.txt"], 2, EXPANDED),
+    "expanded alone": (["me.pfz", "Sketch.txt"], 2, EXPANDED),
+    "cut by the shell": (["me.pfz", "S*", "on", "a", "beach"], 5, EXPANDED),
+    "cut, of another placeholder": (["me.pfz", "--placeholder", "sks", "sks", "on"], 5, "sks. Put the prompt in"),
+    "photo to draw": (["face.png", "S* on a beach"], 4, "This is a photo: run `profusion finetune` on it first."),
+    "drawn picture to draw": (["drawn.png", "S*"], 4, "Give the bundle that it was drawn from: me.pfz."),
+    "weights to draw": (["lora.safetensors", "S*"], 4, "is a safetensors file"),
+    "folder to draw": (["Studies", "S* on a beach"], 2, "is a folder"),
+    "name of another kind": (["me.pfz", "S*", "-o", "x.safetensors"], 2, "would be a .safetensors file"),
+    "numbers that fit no subject": (["me.pfz", "S*", "--subject-guidance", "5,2"], 3, "2 numbers"),
     "sheet not a PNG": (["me.pfz", "S*", "--sheet", "x.jpg"], 2, "PNG"),
     "sheet in a picture's place": (["me.pfz", "S*", "-o", "p", "--sheet", "./p/01-s-0.png"], 2, "of its own"),
     "sheet in the folder's place": (["me.pfz", "S*", "-o", "p", "--sheet", "p.png/../p"], 2, "of its own"),
@@ -149,6 +186,15 @@ BAD_SAMPLE = {
     "sheet in the picture's place": (["me.pfz", "S*", "-o", "x.png", "--sheet", "x.png"], 2, "of its own"),
     "sheet exists": (["me.pfz", "S*", "--sheet", "face.png"], 9, "--force"),
 }
+
+
+NEEDS_TORCH = ("no CUDA",)
+"""What a dry run, which loads no library for models, does not find."""
+
+
+def drawn_picture() -> bytes:
+    """A picture with the record of one that was drawn from a bundle."""
+    return encode_png(Image.new("RGB", (64, 64)), "", {"prompt": "S*", "subjects": [{"name": "me.pfz"}]})
 
 
 def with_manifest(data: bytes, old: bytes, new: bytes) -> bytes:
@@ -177,8 +223,15 @@ def test_sample_bad_input(case, photo, subject, tmp_path, monkeypatch, no_models
     bundle = read_bundle(data, "me.pfz")
     files = {"promptnet.safetensors": bundle.read("promptnet.safetensors")}
     write_bundle(tmp_path / "promptnet.pfz", {**bundle.manifest, "kind": "promptnet"}, files)
+    (tmp_path / "Sketch.txt").write_text("notes")
+    (tmp_path / "Studies").mkdir()
+    (tmp_path / "lora.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3, "float32")}))
+    (tmp_path / "drawn.png").write_bytes(drawn_picture())
     before = sorted(tmp_path.iterdir())
     arguments, code, message = BAD_SAMPLE[case]
+    dry = run("sample", *arguments, "--dry-run")
+    assert dry.exit_code == (0 if case in NEEDS_TORCH else code), dry.stderr
+    assert dry.exit_code == 0 or not dry.stdout
     result = run("sample", *arguments)
     assert result.exit_code == code, result.stderr
     assert message in flat(result)
@@ -270,12 +323,85 @@ def test_existing_output_is_kept_unless_forced(photo, subject, tmp_path):
     assert target.read_text() == "precious"
     ok(*common, "--force")
     assert read_bundle(target.read_bytes(), "me.pfz").kind == "subject"
-    picture = tmp_path / "pictures" / "01-s-0.png"
-    picture.parent.mkdir()
+    picture = tmp_path / "01-s-0.png"
     picture.write_text("precious")
-    result = run("sample", subject, "S*", "--steps", 1, "-o", picture.parent)
+    result = run("sample", subject, "S*", "--steps", 1, "-o", picture)
     assert result.exit_code == 9
     assert picture.read_text() == "precious"
+
+
+def test_a_second_run_into_a_folder_counts_on(subject, tmp_path, monkeypatch):
+    """All pictures of a run get the same number, the least that is free for each of them."""
+    monkeypatch.chdir(tmp_path)
+    first = ("01-s-at-sea-0.png", "01-s-at-sea-1.png")
+    assert ok("sample", subject, "S* at sea", "-n", 2, "--steps", 1).stdout.split() == [f"pictures/{n}" for n in first]
+    before = {name: (tmp_path / "pictures" / name).read_bytes() for name in first}
+    drawn = np.asarray(Image.open(tmp_path / "pictures" / first[0])).astype(int)
+    third = ("01-s-at-sea-0-3.png", "02-s-0-3.png")
+    (tmp_path / "pictures" / "02-s-0-2.png").mkdir()
+    result = ok("sample", subject, "S* at sea", "S*", "--steps", 1)
+    assert result.stdout.split() == [f"pictures/{name}" for name in third]
+    again = np.asarray(Image.open(tmp_path / "pictures" / third[0])).astype(int)
+    assert abs(again - drawn).max() <= 1, "the same seed draws the same picture"
+    assert {name: (tmp_path / "pictures" / name).read_bytes() for name in first} == before
+    (tmp_path / "pictures" / first[0]).write_text("old")
+    assert ok("sample", subject, "S* at sea", "--steps", 1, "--force").stdout == f"pictures/{first[0]}\n"
+    assert (tmp_path / "pictures" / first[0]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["finetune", "face.png", "-o", "y.safetensors"],
+        ["augment", "face.png", "-o", "y.png"],
+        ["pretrain", "face.png", "-o", "y.pt"],
+        ["import", "folder", "-o", "y.bin"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_bundle_is_not_named_as_another_kind_of_file(arguments, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "face.png").write_bytes(photo.read_bytes())
+    for more in [["--dry-run"], []] if arguments[0] != "import" else [[]]:
+        result = run(*arguments, *more)
+        assert result.exit_code == 2 and "Use a .pfz name." in result.stderr, result.stderr
+        assert not result.stdout
+    (tmp_path / "me.pfz").touch()
+    if arguments[0] != "import":
+        preset = ("--preset", "tiny-random")
+        assert run(*arguments[:2], "-o", "me.pfz", *preset, "--dry-run").exit_code == 9
+        assert run(arguments[0], "nowhere.png", "-o", "you.pfz", *preset, "--dry-run").exit_code in (2, 5)
+        assert "preset: tiny-random" in ok(*arguments[:2], "-o", "you.pfz", *preset, "--dry-run").stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["face.png", "me.pfz"]
+
+
+def test_a_drawn_picture_as_a_photo_is_told(tmp_path):
+    (tmp_path / "drawn.png").write_bytes(drawn_picture())
+    arguments = ("finetune", tmp_path / "drawn.png", "--preset", "tiny-random", "-o", tmp_path / "x.pfz", "--dry-run")
+    assert "was drawn by profusion from me.pfz" in flat(ok(*arguments))
+
+
+def test_a_seed_drawn_at_random_is_told_and_recorded(subject, photo, tmp_path):
+    result = ok("sample", subject, "S*", "--seed", -1, "--steps", 1, "-o", tmp_path / "a.png", "--json")
+    seed = json.loads(result.stdout)["pictures"][0]["seed"]
+    assert f"--seed {seed} " in flat(result)
+    ok("sample", subject, "S*", "--seed", seed, "--steps", 1, "-o", tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    tiny = ("--preset", "tiny-random", "--seed", -1, "-o", tmp_path / "x.pfz", "--dry-run")
+    drawn = set()
+    for command in ("finetune", "augment", "pretrain"):
+        result = ok(command, photo, *tiny)
+        drawn.add(yaml.safe_load(result.stdout)["seed"])
+        assert f"--seed {yaml.safe_load(result.stdout)['seed']} " in flat(result)
+    assert len(drawn) == 3
+    assert run("sample", subject, "S*", "--seed", -2).exit_code == 3
+    assert run("pretrain", photo, *tiny, "--resume").exit_code == 2
+
+
+def test_several_processes_draw_no_seed_of_their_own(photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ("pretrain", photo, "--preset", "tiny-random", "--seed", -1, "-o", tmp_path / "x.pfz", "--dry-run")
+    assert run(*arguments).exit_code == 2
 
 
 def test_a_full_disk_leaves_nothing_behind(photo, subject, tmp_path, monkeypatch):
@@ -333,21 +459,57 @@ def test_too_long_a_prompt_as_the_first_argument_is_no_crash(tmp_path):
 def test_inspect_traces_a_picture_to_the_photo(subject, photo, tmp_path):
     picture = tmp_path / "x.png"
     ok("sample", subject, "S* at sea", "--steps", 1, "-o", picture)
-    entries = list(yaml.safe_load_all(ok("inspect", picture, subject, photo).stdout))
+    entries = list(yaml.safe_load_all(ok("inspect", picture, subject, photo, "--full").stdout))
     assert [entry["is"] for entry in entries] == ["picture made by profusion", "subject bundle", "photo"]
     assert [origin["is_the_file"] for origin in entries[0]["made_from"]] == [str(subject), str(photo)]
     assert [origin["is_the_file"] for origin in entries[1]["made_from"]] == [str(photo)]
     assert entries[0]["record"]["prompt"] == "S* at sea"
-    alone = yaml.safe_load(ok("inspect", picture).stdout)
+    alone = yaml.safe_load(ok("inspect", picture, "--full").stdout)
     assert alone["made_from"][1]["what"] == "photo face.png"
     assert "is_the_file" not in alone["made_from"][1]
     listed = json.loads(ok("inspect", subject, "--json").stdout)["files"]
     assert listed[0]["manifest"] == entries[1]["manifest"]
 
 
+def test_inspect_says_at_first_what_matters(subject, photo, tmp_path):
+    """Some fifteen lines of each kind, in YAML: whose, from what, by what means, how large."""
+    tiny = ("--preset", "tiny-random")
+    ok("augment", photo, *tiny, "--views", 2, "-o", tmp_path / "views.pfz", "-q")
+    ok("sample", subject, "S* at sea", "--steps", 1, "-o", tmp_path / "x.png")
+    ok("pretrain", photo, *tiny, "--steps", 1, "--batch-size", 1, "-o", tmp_path / "promptnet.pfz", "-q")
+    names = ("views.pfz", "x.png", "promptnet.pfz", "promptnet.pfz.work")
+    files = [subject, *(tmp_path / name for name in names), photo]
+    told = ok("inspect", *files).stdout.split("---\n")
+    assert all(len(lines.splitlines()) <= 16 for lines in told)
+    me, views, picture, promptnet, work, face = map(yaml.safe_load, told)
+    assert me["of"] == "a person" and "tiny-random" in me["base"] and me["method"].startswith("profusion")
+    assert me["training"].startswith("2 steps of 2 pictures") and "promptnet" in me["parts"]
+    assert "the file" in me["made from"][0] and str(photo) in me["made from"][0]
+    assert views["views"] == "2 made from the photo, backgrounds inpainted"
+    assert picture["prompt"] == "S* at sea" and picture["subjects"] == "me.pfz" and len(picture["made from"]) == 2
+    assert promptnet["training"] == "1 steps, on 1 pictures"
+    assert work["is"] == "work folder of a pre-training" and work["done"].startswith("1 steps")
+    assert face["pixels"] == "160x140"
+    assert run("inspect", subject, "--full", "--json").exit_code == 2
+    assert run("inspect", tmp_path).exit_code == 5
+    listed = json.loads(ok("inspect", *files, "--json").stdout)["files"]
+    assert "tensors" in listed[0]["manifest"]["files"]["promptnet.safetensors"] and listed[4]["checkpoints"]
+
+
+def test_inspect_is_short_whatever_a_manifest_says(subject, tmp_path):
+    """Of what is not as profusion writes it, nothing is told; what is told stays on its line."""
+    odd = {"config": {"finetune": [1], "sample": "x\n" * 500, "base": None}, "pictures": {"a": 1}, "s_star": 3}
+    odd |= {"augmentation": {"views": 3}, "promptnet_source": {"weights": "w\n\n" * 500}, "loss": {"first": [2]}}
+    whole = [{"kind": "photo", "name": f"{number}.png", "sha256": "0" * 64} for number in range(50)]
+    path = crafted(subject, tmp_path / "odd.pfz", {**odd, "inputs": whole})
+    told = ok("inspect", path).stdout
+    assert len(told.splitlines()) <= 20 and max(map(len, told.splitlines())) < 200
+    assert yaml.safe_load(told)["made from"][-1] == "and 45 more"
+
+
 def test_inspect_bad_input(subject, photo, tmp_path):
     other = draw_photo(tmp_path / "other.png", "red")
-    entry = next(iter(yaml.safe_load_all(ok("inspect", subject, other).stdout)))
+    entry = next(iter(yaml.safe_load_all(ok("inspect", subject, other, "--full").stdout)))
     assert "is_the_file" not in entry["made_from"][0]
     (tmp_path / "text").write_text("hello")
     assert run("inspect", tmp_path / "text").exit_code == 5
@@ -376,7 +538,7 @@ def test_the_pipe(photo, tmp_path):
     ours = [line for line in done.stderr.decode().splitlines() if line.startswith("Warning:")]
     assert len(ours) == 3, done.stderr.decode()  # random weights, twice, and a schedule of one step
     assert b"Traceback" not in done.stderr
-    entry = yaml.safe_load(ok("inspect", tmp_path / "out.png").stdout)
+    entry = yaml.safe_load(ok("inspect", tmp_path / "out.png", "--full").stdout)
     assert entry["record"]["subjects"][0]["inputs"][0]["name"] == "standard input"
 
 
@@ -388,7 +550,8 @@ def test_the_whole_chain(photo, tmp_path):
     bundle = ok("finetune", "-", "--steps", 1, "-o", "-", "-q", input=views).stdout_bytes
     picture = ok("sample", "-", "S* in anime style", "--steps", 1, "-o", "-", "-q", input=bundle).stdout_bytes
     (tmp_path / "out.png").write_bytes(picture)
-    entry = next(iter(yaml.safe_load_all(ok("inspect", tmp_path / "out.png", tmp_path / "views.pfz", photo).stdout)))
+    told = ok("inspect", tmp_path / "out.png", tmp_path / "views.pfz", photo, "--full").stdout
+    entry = next(iter(yaml.safe_load_all(told)))
     named = [origin.get("is_the_file") for origin in entry["made_from"]]
     assert named == [None, str(photo), str(tmp_path / "views.pfz")]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
@@ -52,12 +54,14 @@ def test_configuration_survives_yaml():
     assert build_config(yaml.safe_load(yaml.safe_dump(config.as_dict()))) == config
 
 
-def test_precedence_is_preset_then_bundle_then_flags():
+def test_precedence_is_preset_then_bundle_then_flags(tmp_path):
     remembered = resolve_config("tiny-random", None, {"sample.gamma": 0.3, "class_word": "a cat"}).as_dict()
     plain = resolve_config(None, remembered, {"sample.steps": 7})
     assert (plain.preset, plain.sample.gamma, plain.sample.steps, plain.class_word) == ("tiny-random", 0.3, 7, "a cat")
-    other = resolve_config("sd2", remembered, {"sample.steps": 7})
-    assert (other.preset, other.sample.gamma, other.sample.steps) == ("sd2", 0.6, 7)
+    same = tmp_path / "same.yaml"
+    same.write_text(yaml.safe_dump({"base": {"id": "tiny-random", "random": {}}, "class_word": "a dog"}))
+    other = resolve_config(str(same), remembered, {"sample.steps": 7})
+    assert (other.preset, other.sample.gamma, other.sample.steps) == (str(same), 0.6, 7)
     assert (other.base.id, other.class_word) == ("tiny-random", "a cat")
     both = resolve_config("tiny-random", None, {"sample.steps": 7}, ["sample.steps=9", "sample.gamma=0.1"])
     assert (both.sample.steps, both.sample.gamma) == (7, 0.1)
@@ -180,11 +184,35 @@ def test_dry_run_prints_what_would_be_used(photo, subject, tmp_path):
     config = yaml.safe_load(result.stdout)
     assert config["finetune"]["steps"] == 3
     assert build_config(config).preset == "tiny-random"
-    result = ok("sample", subject, "S*", "--gamma", "0.25", "--subject-guidance", "5,2", "--dry-run")
+    result = ok("sample", subject, "S*", "--gamma", "0.25", "--subject-guidance", "5", "--dry-run")
     config = yaml.safe_load(result.stdout)
     assert config["sample"]["gamma"] == 0.25
-    assert config["sample"]["subject_guidance"] == [5.0, 2.0]
+    assert config["sample"]["subject_guidance"] == [5.0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_of_another_base_is_not_laid_over_a_bundle(subject, tmp_path):
+    result = run("sample", subject, "S*", "--preset", "sd2", "--dry-run")
+    assert result.exit_code == 3 and "made on 'tiny-random'" in " ".join(result.stderr.split())
+    assert run("interpolate", subject, subject, "S*", "--preset", "sd2", "-o", "x.png", "--dry-run").exit_code == 3
+    (tmp_path / "mine.yaml").write_text("sample: {steps: 3}")
+    same = yaml.safe_load((shipped_presets()["tiny-random"]).read_text())
+    (tmp_path / "same.yaml").write_text(yaml.safe_dump({**same, "sample": {"steps": 3}}))
+    for name in ("mine.yaml", "same.yaml"):
+        result = ok("sample", subject, "S*", "--preset", tmp_path / name, "--dry-run")
+        config = yaml.safe_load(result.stdout)
+        assert (config["sample"]["steps"], config["base"]["id"]) == (3, "tiny-random")
+        assert "all else is the bundle's" in result.stderr
+
+
+def test_a_preset_is_shown_as_its_file(tmp_path):
+    shown = ok("presets", "faceworld").stdout
+    (tmp_path / "copy.yaml").write_text(shown)
+    copy = read_preset(str(tmp_path / "copy.yaml"))
+    assert {**copy, "preset": "faceworld"} == read_preset("faceworld")
+    assert json.loads(ok("presets", "faceworld", "--json").stdout)["values"] == read_preset("faceworld")
+    assert run("presets", "faceworl").exit_code == 3
+    assert run("presets", "faceworld", "--keys").exit_code == 2
 
 
 def test_presets_are_listed():

@@ -143,9 +143,13 @@ def test_every_picture_of_the_studies_is_shown() -> None:
 
 def test_pages_and_program_agree() -> None:
     """Every option and command that a page names exists, and every preset is in the README's table."""
-    declared = typer.main.get_command(app).commands
+    whole = typer.main.get_command(app)
+    declared = whole.commands
     known = {
-        text for command in declared.values() for one in command.params for text in (*one.opts, *one.secondary_opts)
+        text
+        for command in (whole, *declared.values())
+        for one in command.params
+        for text in (*one.opts, *one.secondary_opts)
     }
     for page in PAGES:
         text = text_of(page)

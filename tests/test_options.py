@@ -116,3 +116,24 @@ def test_panels_and_names_are_those_of_the_field():
     assert found["--device"].rich_help_panel == "Configuration"
     assert found["--num-images"].opts == ["-n", "--num-images"]
     assert found["--gamma"].help == all_keys()["sample.gamma"].help
+
+
+def test_help_tells_defaults_and_where_they_come_from(monkeypatch, tmp_path):
+    def told(command: str) -> str:
+        return " ".join(ok(command, "--help", terminal_width=200, env={"COLUMNS": "200"}).stdout.split())
+
+    assert "Default from the preset sd2: 50." in told("sample")
+    assert "Default from the preset sd2: 80000." in told("pretrain")
+    assert "Default: sd2." in told("finetune") and "Default: auto." in told("finetune")
+    assert told("finetune") == told("finetune")
+    monkeypatch.setenv("PROFUSION_PRESET", "faceworld")
+    assert "Default from the preset faceworld: 25." in told("sample")
+    monkeypatch.setenv("PROFUSION_PRESET", str(tmp_path / "nowhere.yaml"))
+    assert "Default from the preset." in told("sample")
+
+
+def test_every_option_of_a_preset_tells_its_default():
+    values = flat(read_preset("sd2"))
+    for key in all_keys().values():
+        if key.flags and not key.is_switch and values.get(key.name) not in (None, ""):
+            assert options.default_words(key, "sd2", values).startswith(" Default from the preset sd2: "), key.name

@@ -23,8 +23,8 @@ from profusion_cli.mappings import merge
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
-from profusion_cli.runtime.sampling import Sampler, draw_pictures, subject_weights, tokenize
-from profusion_cli.samplers import SAMPLERS, SamplerName
+from profusion_cli.runtime.sampling import Sampler, draw_pictures, tokenize
+from profusion_cli.samplers import SAMPLERS, SamplerName, subject_weights
 from tests.conftest import ok, run
 
 
@@ -360,3 +360,10 @@ def test_v_prediction(base_folder, photo, tmp_path):
         )
         pictures.append(drawn(tmp_path, bundle, "S* at sea"))
     assert abs(pictures[0] - pictures[1]).max() > 20
+
+
+def test_a_size_beyond_the_bases_own_is_told(subject, tmp_path):
+    """128 pixels is the tiny model's own."""
+    for size, told in ((("--width", 192), True), (("--height", 256), True), (("--width", 64), False), ((), False)):
+        result = ok("sample", subject, "S*", *size, "--steps", 1, "-o", tmp_path / "x.png", "--force")
+        assert ("beyond its own size" in " ".join(result.stderr.split())) == told, size

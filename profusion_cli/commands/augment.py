@@ -11,6 +11,7 @@ import typer
 from profusion_cli import options
 from profusion_cli.commands.common import (
     check_apart,
+    check_bundle_target,
     check_one_stdin,
     check_region,
     decode,
@@ -67,18 +68,15 @@ def augment(
     """
     from profusion_cli.jobs.configuration import configure
 
-    config = configure(preset, None, flags, settings)
-    if dry_run:
-        print_config(config)
-        return
     started = time.perf_counter()
     output = Output(quiet, as_json)
+    config = configure(preset, None, flags, settings, output)
     check_one_stdin([photo, mask or ""])
     check_region(mask, box)
     for name in ("device", "dtype"):
         if name in flags and not config.augment.inpaint:
             raise UsageError(f"--{name} has no effect where nothing is inpainted.", "Leave it out.")
-    check_target(target, force, as_json)
+    check_bundle_target(target, force, as_json)
     saved = _saved_names(save_images, config.augment.views)
     check_apart([photo, mask or ""], [target, *saved])
     for path in saved:
@@ -86,8 +84,11 @@ def augment(
 
     from profusion_cli.jobs.views import make_views
 
-    picture = decode(read_source(photo), photo, output)
-    made = make_views(picture, config, read_region(mask, box, output), output)
+    picture, region = decode(read_source(photo), photo, output), read_region(mask, box, output)
+    if dry_run:
+        print_config(config)
+        return
+    made = make_views(picture, config, region, output)
     made.save(target, force)
     if target != STDIO:
         output.line(target)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profusion_cli.config import Config
 from profusion_cli.console import Output, print_result
-from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, read_source
+from profusion_cli.errors import BundleError, InputError, UsageError
+from profusion_cli.files import STDIO, check_target, read_source
+from profusion_cli.prompts import placeholder_pattern
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 
 BUNDLE_SUFFIX = ".pfz"
+FILE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".svg", ".pdf"),
+    *(".mp4", ".avi", ".mov", ".webm", ".mkv", ".zip", BUNDLE_SUFFIX),
+    *(".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx", ".yaml", ".yml", ".json", ".txt", ".html"),
+)
+"""What a name ends in that is meant for a file of a certain kind, not for a folder."""
 
 
 def display_name(source: str) -> str:
@@ -54,6 +63,39 @@ def check_apart(sources: Sequence[str], targets: Sequence[str]) -> None:
             raise UsageError(f"'{path}' is where another output goes.", "Choose another name.")
 
 
+def check_suffix(target: str, written: Collection[str], otherwise: str = "") -> None:
+    """A name is that of a file of a kind that is written here, or says nothing of the kind.
+
+    Args:
+        target: the name.
+        written: endings of what is written here.
+        otherwise: what else it may name, for messages.
+
+    Raises:
+        UsageError: it is empty, or that of another file.
+    """
+    if not target:
+        raise UsageError("The name of the output is empty.", "Name a file with -o.")
+    suffix = Path(target).suffix.lower()
+    if suffix in FILE_SUFFIXES and suffix not in written and not os.path.isdir(target):
+        kinds = " or ".join(", ".join(written).rsplit(", ", 1))
+        raise UsageError(
+            f"'{target}' would be a {suffix} file, which is not written here.",
+            f"Use a {kinds} name{', ' if otherwise else ''}{otherwise}.",
+        )
+
+
+def check_bundle_target(target: str, force: bool, as_json: bool) -> None:
+    """A bundle can be written there; see `check_target`.
+
+    Raises:
+        UsageError: no name, that of another kind of file, or `-o -` with `--json`.
+        OutputError: it exists, cannot be written, or is a terminal.
+    """
+    check_suffix(target, (BUNDLE_SUFFIX,))
+    check_target(target, force, as_json)
+
+
 def decode(data: bytes, source: str, output: Output, as_mask: bool = False) -> Photo:
     """A picture from the command line, with what there is to say about it.
 
@@ -65,6 +107,8 @@ def decode(data: bytes, source: str, output: Output, as_mask: bool = False) -> P
     picture = decode_photo(data, display_name(source), as_mask)
     for note in picture.notes:
         output.warn(note)
+    if not as_mask and (subjects := drawn_from(data, picture.name)):
+        output.warn(f"'{picture.name}' was drawn by profusion from {subjects}: a photo says more of the subject.")
     return picture
 
 
@@ -104,11 +148,48 @@ def open_bundle(source: str, kind: str) -> Bundle:
 
     Raises:
         InputError: it cannot be read.
-        BundleError: it is damaged or of another kind.
+        BundleError: it is damaged, of another kind, or a file of another kind, which is told.
     """
-    from profusion_cli.bundle import read_bundle
+    from profusion_cli.bundle import looks_like_bundle, read_bundle
 
-    return read_bundle(read_source(source), display_name(source)).require(kind)
+    data, name = read_source(source), display_name(source)
+    if not looks_like_bundle(data) and (other := _what_instead(data, name)):
+        from profusion_cli.bundle.kinds import KINDS
+
+        what, hint = other
+        raise BundleError(f"'{name}' is {what}, and {KINDS[kind].holds} {KINDS[kind].verb} needed here.", hint)
+    return read_bundle(data, name).require(kind)
+
+
+def _what_instead(data: bytes, name: str) -> tuple[str, str] | None:
+    """What a file is that is no bundle, and what to do about it; None: nothing that is known here."""
+    from profusion_cli.images.opening import is_safetensors, open_image
+
+    if is_safetensors(data):
+        hint = "Weights of other tools are not read here: make a bundle from a photo with `profusion finetune`."
+        return "a safetensors file, such as a LoRA", hint
+    try:
+        with open_image(data, name):
+            pass
+    except InputError:
+        return None
+    if subjects := drawn_from(data, name):
+        return "a picture that profusion drew", f"Give the bundle that it was drawn from: {subjects}."
+    return "a picture", "This is a photo: run `profusion finetune` on it first."
+
+
+def drawn_from(data: bytes, name: str) -> str:
+    """The names of the bundles that a picture says it was drawn from; empty where profusion did not draw it."""
+    from profusion_cli.images import read_png_record
+
+    try:
+        _, record = read_png_record(data, name)
+    except InputError:
+        return ""
+    subjects = record.get("subjects")
+    if not isinstance(subjects, list):
+        return ""
+    return ", ".join(str(item["name"]) for item in subjects if isinstance(item, dict) and "name" in item)
 
 
 def print_config(config: Config) -> None:
@@ -129,6 +210,11 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         return argument == STDIO or argument.endswith(BUNDLE_SUFFIX) or os.path.isfile(argument)
 
     bundles = list(takewhile(is_bundle, arguments))
+    if not bundles and os.path.isdir(arguments[0]):
+        raise UsageError(
+            f"'{arguments[0]}' is a folder, and the subjects (.pfz files, or -) come first, then the prompts.",
+            "Name a bundle in it, as `profusion finetune` makes them.",
+        )
     if not bundles:
         raise UsageError(
             f"'{arguments[0]}' is not a bundle: the subjects (.pfz files, or -) come first, then the prompts.",
@@ -140,3 +226,38 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
             f"'{late}' stands behind the prompt '{prompts[0]}'.", "Give the subjects first, then the prompts."
         )
     return bundles, prompts
+
+
+def check_unexpanded(arguments: Sequence[str], placeholder: str) -> None:
+    """The shell has not put names of files in the placeholder's place.
+
+    Args:
+        arguments: subjects and prompts.
+        placeholder: as far as it is known before the bundles are read.
+
+    Raises:
+        UsageError: a file that it would expand to, where no argument has a placeholder.
+    """
+    if any(map(placeholder_pattern(placeholder).search, arguments)):
+        return
+    for argument in arguments[1:]:
+        if fnmatch.fnmatchcase(argument, placeholder) and os.sep not in argument and os.path.exists(argument):
+            raise UsageError(
+                f"'{argument}' is a file here, and no prompt has the placeholder {placeholder}.", _quote(placeholder)
+            )
+
+
+def check_whole(prompts: Sequence[str], placeholder: str) -> None:
+    """The prompts of the command line are more than the words of one that the shell has cut.
+
+    Raises:
+        InputError: a single word without the placeholder.
+    """
+    for prompt in prompts:
+        if len(prompt.split()) == 1 and not placeholder_pattern(placeholder).search(prompt):
+            raise InputError(f"The prompt '{prompt}' has no placeholder {placeholder}.", _quote(placeholder))
+
+
+def _quote(placeholder: str) -> str:
+    expands = any(mark in placeholder for mark in "*?[")
+    return (f"Did the shell expand {placeholder}? " if expands else "") + "Put the prompt in quotes."

@@ -12,6 +12,7 @@ import typer
 from profusion_cli import options
 from profusion_cli.commands.common import (
     check_apart,
+    check_bundle_target,
     check_one_stdin,
     decode,
     display_name,
@@ -19,8 +20,8 @@ from profusion_cli.commands.common import (
     read_region,
 )
 from profusion_cli.console import Output
-from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, check_target, read_source
+from profusion_cli.errors import InputError, UsageError
+from profusion_cli.files import STDIO, read_source
 from profusion_cli.methods import PROFUSION, is_word_method
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ def read_inputs(sources: list[str]) -> list[Bundle | Any]:
     """Images bundles, verified, and the bytes of everything else; None for what is not there.
 
     Raises:
-        InputError: standard input that cannot be read.
+        InputError: a folder, or standard input that cannot be read.
         BundleError: a bundle that is damaged or of another kind.
     """
     from profusion_cli.bundle import looks_like_bundle, read_bundle
 
     inputs: list[Bundle | Any] = []
     for source in sources:
+        if os.path.isdir(source):
+            raise InputError(f"'{source}' is a folder, and photos are needed.", "Name the photos in it.")
         data = read_source(source) if source == STDIO or os.path.isfile(source) else None
         if data is not None and looks_like_bundle(data):
             data = read_bundle(data, display_name(source)).require("images")
@@ -161,16 +164,13 @@ def finetune(
     """
     from profusion_cli.jobs.configuration import configure
 
+    started = time.perf_counter()
+    output = Output(quiet, as_json)
     promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
-    config = configure(preset, remembered_of(bundles, preset), flags, settings)
-    if dry_run:
-        print_config(config)
-        return
-    started = time.perf_counter()
-    output = Output(quiet, as_json)
+    config = configure(preset, remembered_of(bundles, preset), flags, settings, output)
     given = {
         "--no-augment": no_augment,
         "--drop": drop is not None,
@@ -182,7 +182,7 @@ def finetune(
     check_given(config, flags, len(photos) - len(bundles), len(bundles), given)
     dropped, region = parse_drop(drop), read_region(mask, box, output)
     check_apart([*photos, mask or "", promptnet or ""], [target])
-    check_target(target, force, as_json)
+    check_bundle_target(target, force, as_json)
 
     from profusion_cli.jobs.subject import make_subject
 
@@ -190,6 +190,9 @@ def finetune(
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
     ]
+    if dry_run:
+        print_config(config)
+        return
     made = make_subject(pictures, config, augment=not no_augment, region=region, drop=dropped, listener=output)
     made.save(target, force)
     if target != STDIO:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from profusion_cli import options
+from profusion_cli.commands.common import check_bundle_target
 from profusion_cli.console import Output
-from profusion_cli.files import STDIO, check_target
+from profusion_cli.files import STDIO
 
 
 def import_promptnet(
@@ -32,7 +33,7 @@ def import_promptnet(
 ) -> None:
     """Read the authors' released PromptNet into a bundle that `profusion finetune --promptnet` takes."""
     output = Output(quiet, as_json)
-    check_target(target, force, as_json)
+    check_bundle_target(target, force, as_json)
 
     from profusion_cli.runtime.official import import_official
 

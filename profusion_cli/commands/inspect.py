@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from profusion_cli.commands.common import check_one_stdin, display_name
 from profusion_cli.console import Output, print_result
-from profusion_cli.errors import InputError
+from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import read_source, sha256_of
 from profusion_cli.options import Json
 
@@ -16,11 +19,13 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def describe(source: str) -> dict[str, Any]:
-    """What a file is, by its content: a bundle, a picture made by this tool, or any other picture.
+    """What a file is, by its content: a bundle, a picture made by this tool, any other picture, or the folder of a run.
 
     Raises:
         InputError, BundleError: it is none of these, or damaged.
     """
+    if os.path.isdir(source):
+        return describe_folder(Path(source))
     from profusion_cli.bundle import looks_like_bundle, read_bundle
     from profusion_cli.images import decode_photo, read_png_record
 
@@ -38,6 +43,30 @@ def describe(source: str) -> dict[str, Any]:
             return {**entry, "is": "picture made by profusion", "parameters": parameters, "record": record}
     photo = decode_photo(data, name)
     return {**entry, "is": "photo", "width": photo.image.width, "height": photo.image.height}
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """What the folder of a study's run, or of a pre-training, holds by now.
+
+    Raises:
+        InputError: it is neither.
+    """
+    from profusion_cli.evaluation.folder import STUDY_FILE, read_json
+
+    entry = {"file": str(folder)}
+    if (folder / STUDY_FILE).is_file():
+        from profusion_cli.evaluation.runner import RESULTS
+
+        return {**entry, "is": "run of a study", "results": read_json(folder / RESULTS)}
+    from profusion_cli.runtime.pretraining.checkpoints import checkpoint_files
+    from profusion_cli.runtime.pretraining.log import LOG
+
+    checkpoints = [path.name for path in checkpoint_files(folder)]
+    if not checkpoints and not (folder / LOG).is_file():
+        raise InputError(f"'{folder}' is a folder, and none of a run.", "Name a file in it.")
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).is_file() else []
+    last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
+    return {**entry, "is": "work folder of a pre-training", "checkpoints": checkpoints, "last": last}
 
 
 def made_from(entry: dict[str, Any]) -> list[dict[str, str]]:
@@ -59,14 +88,18 @@ def _inputs_and_parents(source: dict[str, Any]) -> list[dict[str, str]]:
 
 def inspect(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Bundles, pictures or photos; - is standard input.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="Bundles, pictures, photos or folders of runs; - is standard input."),
     ],
+    full: Annotated[bool, typer.Option("--full", help="All that is known of them, as --json has it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what files are and what they were made from; given several, say which of them is the origin of which."""
+    if full and as_json:
+        raise UsageError("--full has no effect with --json, which is complete.", "Leave it out.")
     check_one_stdin(files)
     entries = [describe(file) for file in files]
-    given = {entry["sha256"]: entry["file"] for entry in entries}
+    given = {entry["sha256"]: entry["file"] for entry in entries if "sha256" in entry}
     for entry in entries:
         try:
             origins = made_from(entry)
@@ -83,4 +116,7 @@ def inspect(
     if not as_json:
         import yaml
 
-        print_result(yaml.safe_dump_all(entries, sort_keys=False, allow_unicode=True, width=120).rstrip())
+        from profusion_cli.jobs.summaries import summary
+
+        told, width = (entries, 120) if full else ([summary(entry) for entry in entries], math.inf)
+        print_result(yaml.safe_dump_all(told, sort_keys=False, allow_unicode=True, width=width).rstrip())

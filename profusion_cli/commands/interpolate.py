@@ -10,6 +10,8 @@ import typer
 from profusion_cli import options
 from profusion_cli.commands.common import (
     check_one_stdin,
+    check_unexpanded,
+    check_whole,
     open_bundle,
     print_config,
     split_arguments,
@@ -17,6 +19,7 @@ from profusion_cli.commands.common import (
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output
+from profusion_cli.prompts import PLACEHOLDER
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,29 +70,31 @@ def interpolate(
     """Draw the way from one subject to the next.
 
     The guidance shifts from subject to subject, and the changes of their tuned UNets with it; the noise
-    stays the same, so the first and the last frame are what `sample` draws of one subject.
+    stays the same, so the first and the last frame are what `sample` draws of one subject. A bundle remembers
+    the values of its preset, which take the place of the defaults below.
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_frames, references
     from profusion_cli.jobs.configuration import configure, remembered_config
-    from profusion_cli.jobs.pictures import check_way, check_way_settings, draw_way
+    from profusion_cli.jobs.pictures import check_way, draw_way
 
     output = Output(quiet, as_json)
+    check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
     check_one_stdin(sources)
     if len(texts) != 1:
         raise UsageError(f"There are {len(texts)} prompts, and one is needed.", "Give one prompt, in quotes.")
     check_way(sources, frames)
     bundles = [open_bundle(source, "subject") for source in sources]
-    config = configure(preset, remembered_config(bundles[0]), flags, settings)
+    config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
-    check_way_settings(config)
-    if dry_run:
-        print_config(config)
-        return
+    check_whole(texts, config.placeholder)
     paths = plan_frames(target, frames, fps, sources, force, as_json)
     ends = [view for _, view in references(bundles)]
     drawn, word = [], flags.get("class_word")
     with closing(draw_way(bundles, texts[0], frames, config, class_word=word, listener=output)) as pictures:
+        if dry_run:
+            print_config(config)
+            return
         for picture in pictures:
             drawn.append(picture)
             if paths != [target]:

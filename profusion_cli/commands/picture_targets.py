@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.commands.common import check_apart
+from profusion_cli.commands.common import check_apart, check_suffix
 from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target
@@ -20,11 +20,6 @@ from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, is_animation
 from profusion_cli.samplers import SAMPLERS
 
 DEFAULT_FOLDER = "pictures"
-FILE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".svg", ".pdf"),
-    *(".mp4", ".avi", ".mov", ".webm", ".mkv", ".zip", ".pfz"),
-)
-"""What a name ends in that is meant for a file, not for a folder of pictures."""
 
 
 def picture_name(number: int, prompt: str, seed: int) -> str:
@@ -33,33 +28,26 @@ def picture_name(number: int, prompt: str, seed: int) -> str:
     return f"{number + 1:02d}-{words or 'picture'}-{seed}{PNG}"
 
 
-def check_suffix(target: str, written: Collection[str]) -> None:
-    """A name is that of a folder, or of a file of a kind that is written here.
-
-    Raises:
-        UsageError: it is empty, or that of another file.
-    """
-    if not target:
-        raise UsageError("The name of the output is empty.", "Name a file or a folder with -o.")
-    suffix = Path(target).suffix.lower()
-    if suffix in FILE_SUFFIXES and suffix not in written and not os.path.isdir(target):
-        kinds = " or ".join(", ".join(written).rsplit(", ", 1))
-        raise UsageError(
-            f"'{target}' would be a {suffix} file, which is not written here.", f"Use a {kinds} name, or a folder."
-        )
+def count_on(targets: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], str]:
+    """The names, or where one of them is taken, all of them with the least number, from -2 on, that makes them free."""
+    number, free = 1, dict(targets)
+    while any(map(os.path.lexists, free.values())):
+        number += 1
+        free = {key: str(Path(path).with_stem(f"{Path(path).stem}-{number}")) for key, path in targets.items()}
+    return free
 
 
 def plan_targets(
     target: str | None, prompts: Sequence[str], config: Config, force: bool, as_json: bool
 ) -> dict[tuple[int, int], str]:
-    """Where each picture goes, checked before the work.
+    """Where each picture goes, checked before the work: in a folder beside what is there, unless `force` is given.
 
     Raises:
         UsageError: one file for several pictures, or for something else than a picture.
         OutputError: something is in the way.
     """
     if target is not None:
-        check_suffix(target, PICTURES)
+        check_suffix(target, PICTURES, "or a folder")
     count = len(prompts) * config.sample.num_images
     if target == STDIO or (target is not None and Path(target).suffix.lower() in PICTURES):
         if count > 1:
@@ -73,6 +61,8 @@ def plan_targets(
             for number, prompt in enumerate(prompts)
             for index in range(config.sample.num_images)
         }
+        if not force:
+            targets = count_on(targets)
     for path in targets.values():
         check_target(path, force, as_json)
     return targets
@@ -95,7 +85,7 @@ def plan_frames(
         OutputError: something is in the way.
     """
     kinds = (*PICTURES, *ANIMATIONS)
-    check_suffix(target, kinds)
+    check_suffix(target, kinds, "or a folder")
     if fps is not None and not is_animation(target):
         raise UsageError(f"--fps has no effect on '{target}', which is no animation.", "Leave it out.")
     one_file = target == STDIO or Path(target).suffix.lower() in kinds

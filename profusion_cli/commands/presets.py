@@ -7,18 +7,25 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli.console import Output
+from profusion_cli.errors import UsageError
 from profusion_cli.options import Json
 
 
 def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show this preset: its file, of which a copy works like a shipped one."),
+    ] = None,
     keys: Annotated[
         bool, typer.Option("--keys", help="List every key of the configuration: type, range, default and help.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List and describe the shipped presets, or the keys that they and `--set` give values to."""
+    """List and describe the shipped presets, or show one, or the keys that they and `--set` give values to."""
+    if keys and name is not None:
+        raise UsageError(f"--keys lists the keys of every preset, so '{name}' has no effect.", "Leave one of them out.")
     output = Output(as_json=as_json)
-    lines, record = describe_keys() if keys else describe_presets()
+    lines, record = describe_keys() if keys else describe_presets() if name is None else describe_preset(name)
     for line in lines:
         output.line(line)
     output.record(record)
@@ -52,6 +59,20 @@ def describe_presets() -> tuple[list[str], dict[str, Any]]:
         )
     lines.append(f"* is the default; {PRESET_VARIABLE} changes it. A YAML file works like a shipped preset.")
     return lines, {"presets": entries}
+
+
+def describe_preset(name: str) -> tuple[list[str], dict[str, Any]]:
+    """The lines of its file, and what it says as plain data.
+
+    Raises:
+        ConfigError: as `read_preset`.
+    """
+    from pathlib import Path
+
+    from profusion_cli.presets import read_preset, shipped_presets
+
+    values, path = read_preset(name), shipped_presets().get(name, Path(name))
+    return path.read_text(encoding="utf-8").splitlines(), {"name": name, "file": str(path), "values": values}
 
 
 def describe_keys() -> tuple[list[str], dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.common import print_config
+from profusion_cli.commands.common import check_bundle_target, print_config
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, check_target, output_hint
+from profusion_cli.files import STDIO, output_hint
 
 
 @options.takes("pretrain", "class_word", "base.id", *options.MACHINE)
@@ -56,22 +56,26 @@ def pretrain(
     The base model stays frozen. Runs on several GPUs or machines with `torchrun -m profusion_cli pretrain ...` or
     `accelerate launch -m profusion_cli pretrain ...`; machines must share the work folder.
     """
-    from profusion_cli.jobs.configuration import configure
+    from profusion_cli.dataset import list_pictures
+    from profusion_cli.jobs.configuration import RANDOM_SEED, configure
     from profusion_cli.jobs.promptnet import pretrain as train
 
-    config = configure(preset, None, flags, settings)
-    main = int(os.environ.get("RANK", "0")) == 0
-    if dry_run:
-        if main:
-            print_config(config)
-        return
     started = time.perf_counter()
+    main = int(os.environ.get("RANK", "0")) == 0
     output = Output(quiet or not main, as_json)
+    if resume and flags.get("seed") == RANDOM_SEED:
+        raise UsageError("--seed -1 would go on with another seed.", "Give the one that was told before.")
+    config = configure(preset, None, flags, settings, output)
     if not work:
         if target == STDIO:
             raise UsageError("'-o -' leaves no name for the work folder.", "Name one with --work DIR.")
         work = f"{target}.work"
-    check_target(target, force, as_json)
+    check_bundle_target(target, force, as_json)
+    if dry_run:
+        list_pictures(images)
+        if main:
+            print_config(config)
+        return
     kept = Path(cache) if cache else None
     made, summary = train(images, config, Path(work), cache=kept, resume=resume, force=force, listener=output)
     if made is None:  # not the main process

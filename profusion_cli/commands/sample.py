@@ -10,11 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.common import check_one_stdin, open_bundle, print_config, split_arguments
+from profusion_cli.commands.common import (
+    check_one_stdin,
+    check_unexpanded,
+    check_whole,
+    open_bundle,
+    print_config,
+    split_arguments,
+)
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
-from profusion_cli.prompts import read_prompts
+from profusion_cli.prompts import PLACEHOLDER, read_prompts
 
 SHEET_CELL = 256
 
@@ -34,7 +41,8 @@ def sample(
             "-o",
             "--output",
             metavar="FOLDER|FILE",
-            help="A folder ('pictures' by default), a .png file when one picture is made, or - (standard output).",
+            help="A folder ('pictures' by default; names that are taken there get a number), a .png file when one "
+            "picture is made, or - (standard output).",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -59,24 +67,25 @@ def sample(
     """Draw a subject wherever the prompts put it.
 
     Picture j of every prompt is drawn with seed + j, whatever the batch size. With several subjects,
-    S* stands for each in turn; S1*, S2* name them within one prompt.
+    S* stands for each in turn; S1*, S2* name them within one prompt. A bundle remembers the values of its
+    preset, which take the place of the defaults below.
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
     from profusion_cli.jobs.configuration import configure, remembered_config
 
     output = Output(quiet, as_json)
+    if prompts_file is None:
+        check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
     check_one_stdin([*sources, prompts_file or ""])
-    if prompts_file is not None:
-        texts = texts + read_prompts(prompts_file)
-    if not texts:
+    further = [] if prompts_file is None else read_prompts(prompts_file)
+    if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     bundles = [open_bundle(source, "subject") for source in sources]
-    config = configure(preset, remembered_config(bundles[0]), flags, settings)
+    config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
-    if dry_run:
-        print_config(config)
-        return
+    check_whole(texts, config.placeholder)
+    texts += further
 
     from profusion_cli.jobs.pictures import draw
 
@@ -84,6 +93,9 @@ def sample(
     with closing(draw(bundles, texts, config, class_word=flags.get("class_word"), listener=output)) as pictures:
         targets = plan_targets(target, texts, config, force, as_json)
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
+        if dry_run:
+            print_config(config)
+            return
         for picture in pictures:
             path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
             picture.save(path, force)

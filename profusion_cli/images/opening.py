@@ -34,6 +34,12 @@ DAMAGE = (
 _FORMAT_HINT = "Convert it to PNG or JPEG first."
 
 
+def is_safetensors(data: bytes) -> bool:
+    """Whether `data` starts like a safetensors file: the length of its header, and the header."""
+    length = int.from_bytes(data[:8], "little")
+    return data[8:10] == b'{"' and 2 <= length <= len(data) - 8
+
+
 @contextmanager
 def open_image(
     data: bytes | mmap.mmap, name: str, formats: Sequence[str] = FORMATS, hint: str = _FORMAT_HINT
@@ -49,6 +55,8 @@ def open_image(
     head = bytes(data[:16])
     if head.startswith(b"PK\x03\x04"):
         raise InputError(f"'{name}' looks like a bundle (.pfz), not like a picture.", "Give a picture here.")
+    if is_safetensors(data):
+        raise InputError(f"'{name}' holds weights (safetensors), not a picture.", "Give a picture here.")
     Image.init()
     too_large = InputError(
         f"'{name}' has more than {MAX_PIXELS // 10**6} megapixels.",

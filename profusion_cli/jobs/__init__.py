@@ -9,5 +9,6 @@ options nor writes its results.
 - `subject`: photos and views -> a subject
 - `pictures`: subjects and prompts -> pictures
 - `lineage`: what a picture remembers of its making
+- `summaries`: what a bundle or a picture is, in some fifteen lines
 - `promptnet`: many pictures -> a PromptNet
 """

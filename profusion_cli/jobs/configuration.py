@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config, build_config
-from profusion_cli.errors import BundleError, ConfigError
-from profusion_cli.listener import Listener
+from profusion_cli.config import SEEDS, Config, build_config
+from profusion_cli.errors import BundleError, ConfigError, UsageError
+from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import resolve_config
 
 MACHINES_OWN = ("device", "dtype", "seed")
 """Keys that no bundle remembers."""
+RANDOM_SEED = -1
+"""What asks for a seed drawn at random."""
 
 
 def load_config(preset: str | None = None, settings: Mapping[str, Any] | None = None) -> Config:
@@ -36,6 +39,7 @@ def configure(
     remembered: Mapping[str, Any] | None,
     flags: Mapping[str, Any],
     settings: Sequence[str] | None = None,
+    listener: Listener = LOGGED,
 ) -> Config:
     """The resolved configuration of a command; see `resolve_config`. A folder is remembered by its full path.
 
@@ -44,7 +48,11 @@ def configure(
         remembered: the configuration in a bundle's manifest.
         flags: values of keys given as options. Another base model leaves nothing of the preset's own.
         settings: arguments of `--set`.
+        listener: who hears of a seed drawn at random, and of what a preset takes from a bundle's place.
     """
+    flags = _with_seed(flags, listener)
+    if preset is not None and remembered is not None and "sample" in remembered:
+        listener.note(f"The sampling settings are those of the preset '{preset}'; all else is the bundle's.")
     other_base = flags.get("base.id")
     config = resolve_config(
         preset, remembered, {key: value for key, value in flags.items() if key != "base.id"}, settings or ()
@@ -55,6 +63,21 @@ def configure(
         if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
     return with_full_path(replace(config, base=base))
+
+
+def _with_seed(flags: Mapping[str, Any], listener: Listener) -> Mapping[str, Any]:
+    """The flags with a seed drawn at random where that is asked for; it is told, and belongs to the configuration.
+
+    Raises:
+        UsageError: one of several processes asks for it.
+    """
+    if flags.get("seed") != RANDOM_SEED:
+        return flags
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--seed -1 would draw another seed in each process.", "Give the same seed to all.")
+    seed = secrets.randbelow(SEEDS + 1)
+    listener.note(f"The seed is {seed}, drawn at random: --seed {seed} gives the same again.")
+    return {**flags, "seed": seed}
 
 
 def with_full_path(config: Config) -> Config:

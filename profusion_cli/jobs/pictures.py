@@ -18,6 +18,7 @@ from profusion_cli.jobs.configuration import remembered_config, warn_if_random
 from profusion_cli.jobs.lineage import picture_parameters, picture_record
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
+from profusion_cli.samplers import subject_weights
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def draw(
     config = _config_of(subjects, config)
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
+    subject_weights(config.sample, len(subjects))
     return _draw(subjects, parsed, class_words, config, listener)
 
 
@@ -122,6 +124,7 @@ def _draw(
     subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
 ) -> Generator[Picture, None, None]:
     warn_if_random(config, listener)
+    warn_if_large(config, listener)
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler
@@ -137,6 +140,17 @@ def _draw(
                 record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, config)
                 parameters = picture_parameters(record, config, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
+
+
+def warn_if_large(config: Config, listener: Listener) -> None:
+    """Pictures larger than those that the base model was trained on are told of."""
+    own, settings = config.base.resolution, config.sample
+    width, height = settings.width or own, settings.height or own
+    if max(width, height) > own:
+        listener.warn(
+            f"The pictures are {width}x{height}, and the base model was trained on {own}x{own}: beyond its own size it "
+            "tends to draw the subject several times."
+        )
 
 
 def check_way(names: Sequence[str], frames: int) -> None:
@@ -209,6 +223,7 @@ def _draw_way(
     subjects: Sequence[Bundle], prompt: Prompt, frames: int, class_words: list[str], config: Config, listener: Listener
 ) -> Generator[Picture, None, None]:
     warn_if_random(config, listener)
+    warn_if_large(config, listener)
     from profusion_cli.runtime.backbone import BaseModel
     from profusion_cli.runtime.device import resolve_placement
     from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights

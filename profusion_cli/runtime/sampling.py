@@ -14,7 +14,7 @@ from PIL import Image
 from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import UNET_FILE, WORD_FILE
 from profusion_cli.config import Config, SampleConfig
-from profusion_cli.errors import BundleError, ConfigError
+from profusion_cli.errors import BundleError
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.denoiser import (
@@ -39,7 +39,7 @@ from profusion_cli.runtime.weights import (
     tensors_of,
     tuned_weights,
 )
-from profusion_cli.samplers import SAMPLERS
+from profusion_cli.samplers import SAMPLERS, subject_weights
 
 LATE_START = 0.85
 
@@ -57,32 +57,6 @@ class DrawnPicture:
     prompt: int
     index: int
     image: Image.Image
-
-
-def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Guidance scale of each subject, and the weights (summing to 1) of their UNet changes.
-
-    One guidance number is shared out by the weights (equal by default); with one number per subject,
-    the weights are in their proportion unless they are given.
-
-    Raises:
-        ConfigError: a number of guidance scales or weights that does not fit the number of subjects.
-    """
-    guidance, weights = config.subject_guidance, config.weights
-    if len(guidance) not in (1, subjects):
-        raise ConfigError(
-            f"--subject-guidance has {len(guidance)} numbers for {subjects} subject(s).",
-            "Give one number, or one per subject.",
-        )
-    if weights is not None and len(weights) != subjects:
-        raise ConfigError(
-            f"--weights has {len(weights)} numbers for {subjects} subject(s).", "Give one number per subject."
-        )
-    if weights is None:
-        weights = guidance if len(guidance) == subjects else (1.0,) * subjects
-    shares = tuple(weight / sum(weights) for weight in weights)
-    scales = guidance if len(guidance) == subjects else tuple(guidance[0] * share for share in shares)
-    return scales, shares
 
 
 def latent_size(base: BaseModel, settings: SampleConfig) -> tuple[int, int]:
