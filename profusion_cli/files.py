@@ -17,8 +17,15 @@ from typing import Any, BinaryIO
 
 from profusion_cli.errors import InputError, OutputError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None
+
 STDIO = "-"
 LOCK_FILE = ".profusion.lock"
+PART_PREFIX, PART_SUFFIX = ".profusion-", ".part"
+"""Of the names of files that are still being written."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that knows no locks."""
 
@@ -199,7 +206,8 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
 
     The data goes to a temporary file beside the target, is flushed to the disk, and takes the
     target's name in one step; with `-` it goes to standard output in one piece at the end. Missing
-    folders are made. Whatever goes wrong, an interrupt included, leaves the target as it was.
+    folders are made. Whatever goes wrong, an interrupt included, leaves the target as it was. What a
+    process that was killed has left beside the target is removed.
 
     Raises:
         OutputError: the target exists (without `force`), or the system refuses to write it.
@@ -210,29 +218,61 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
             yield spool
         return
     path = Path(os.path.realpath(target))
-    temporary: str | None = None
     try:
         check_output(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".profusion-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "w+b") as file:
+        remove_parts(path.parent)
+        with _part(path.parent) as (file, temporary):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        if force:
-            os.replace(temporary, path)
-        else:
-            _claim(temporary, path)
-        temporary = None
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            if fcntl is None:
+                file.close()
+            if force:
+                os.replace(temporary, path)
+            else:
+                _claim(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise _write_failure(str(target), error) from error
+
+
+@contextmanager
+def _part(folder: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """A temporary file and its name, locked until the block ends; then it is gone, unless it has got another name."""
+    handle, name = tempfile.mkstemp(PART_SUFFIX, PART_PREFIX, folder)
+    while not _lock(handle):
+        os.close(handle)
+        handle, name = tempfile.mkstemp(PART_SUFFIX, PART_PREFIX, folder)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file, name
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool:
+    """Lock a temporary file, as long as it is open; False: another process took it for one that nobody holds."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks, where nobody can take it for that
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    return os.name != "posix" or os.fstat(handle).st_nlink > 0
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed: the system lets go of a process's locks when it ends.
+
+    Those that cannot be locked or removed stay: a process holds them, they are someone else's, or there are no locks.
+    """
+    if fcntl is None:
+        return
+    for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
+        with suppress(OSError), part.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,11 @@ import pytest
 
 from profusion_cli import files as module
 from profusion_cli.errors import InputError, OutputError, UsageError
-from profusion_cli.files import atomic_output, check_output, check_target, locked, read_source, sha256_of
+from profusion_cli.files import atomic_output, check_output, check_target, locked, read_source, remove_parts, sha256_of
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="files that are open cannot be removed there")
 
 
 class Stream(io.BytesIO):
@@ -298,6 +300,54 @@ def test_words_for_other_failures(tmp_path):
         atomic_output(tmp_path / ("a" * 300)),
     ):
         pytest.fail("the block must not begin")
+
+
+@posix
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
+    code = "import os, signal, sys; from profusion_cli.files import atomic_output\n"
+    code += "with atomic_output(sys.argv[1]) as file: file.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=Path(module.__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic_output(tmp_path / "b") as file:
+        file.write(b"whole")
+        file.flush()
+        with atomic_output(tmp_path / "c"):  # which leaves alone what is still being written
+            pass
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"b": b"whole", "c": b""}
+
+
+@posix
+def test_a_part_that_was_taken_for_dead_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    make = tempfile.mkstemp
+    made = []
+
+    def unlucky(*arguments):
+        handle, name = make(*arguments)
+        made.append(name)
+        if len(made) == 1:
+            remove_parts(tmp_path)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", unlucky)
+    with atomic_output(tmp_path / "a") as file:
+        file.write(b"data")
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"data"
+
+
+@posix
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_nothing_is_taken_for_dead_where_there_are_no_locks(tmp_path, monkeypatch, code):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    (tmp_path / ".profusion-1.part").touch()
+    with atomic_output(tmp_path / "a"), atomic_output(tmp_path / "b"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".profusion-1.part", "a", "b"}
 
 
 # --- writing to standard output ---------------------------------------------------------------

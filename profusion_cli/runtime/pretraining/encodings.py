@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from profusion_cli.dataset import Dataset, decoding_threads, load_square
 from profusion_cli.errors import OutputError
-from profusion_cli.files import atomic_output
+from profusion_cli.files import PART_PREFIX, PART_SUFFIX, atomic_output
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.views import Views
@@ -154,7 +154,7 @@ def _digest(encoding: Encoding) -> str:
 
 def clear_parts(folder: Path) -> None:
     """Remove what writers left behind that were killed."""
-    for part in folder.glob(".profusion-*.part"):
+    for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
         part.unlink(missing_ok=True)
 
 
