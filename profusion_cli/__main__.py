@@ -1,17 +1,17 @@
 """Entry point of `profusion` and `python -m profusion_cli`."""
 
-import sys
+from profusion_cli.interrupts import heed_signals
 
 
 def main() -> None:
-    """Run the command line; an interrupt is quiet, also while modules are still being loaded."""
-    try:
-        from profusion_cli.app import run
+    """Run the command line; signals are heeded also while modules are still being loaded."""
+    heed_signals(_program)
 
-        run()
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
-        sys.exit(130)
+
+def _program() -> None:
+    from profusion_cli.app import run
+
+    run()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ from profusion_cli.commands import (
 )
 from profusion_cli.console import download_bars, print_error
 from profusion_cli.errors import ProfusionError, out_of_memory
+from profusion_cli.interrupts import interrupts_as_such, stop_if_asked, tell_interrupted
 from profusion_cli.options import tell_defaults
 
 INTERRUPTED = 130
@@ -44,14 +44,15 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupts_as_such():
+                return super().invoke(ctx)
         except ProfusionError as error:
             _wait_for_first_process()
             print_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             if _is_first_process():
-                sys.stderr.write(" ".join(["Interrupted.", *map(str, interrupt.args)]) + "\n")
+                tell_interrupted(*interrupt.args)
             raise typer.Exit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
         except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,12 +162,10 @@ def root(
 
 def run() -> None:
     """Run the command line; a bug ends with its traceback and exit code 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     try:
         app(prog_name="profusion")
     except Exception:
+        stop_if_asked()
         traceback.print_exc()
         sys.stderr.write(f"This is a bug in profusion {__version__}: please report it with the lines above.\n")
         sys.exit(1)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that could go

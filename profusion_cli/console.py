@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from profusion_cli.errors import OutputError, ProfusionError
+from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import Listener
 
 
@@ -116,7 +117,12 @@ class Output(Listener):
         )
         with bar:
             task = bar.add_task(escape(title), total=total, remark="")
-            yield lambda done, remark="": bar.update(task, completed=done, remark=remark)
+
+            def step(done: int, remark: str = "") -> None:
+                stop_if_asked()
+                bar.update(task, completed=done, remark=remark)
+
+            yield step
 
 
 def print_error(error: ProfusionError) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -58,47 +55,14 @@ def prepare_for_commands() -> None:
     """
     from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
 
-    build = random_base.build_random_base
-    built: dict[tuple, tempfile.TemporaryDirectory] = {}
+    build = random_base.random_models
+    build_once = functools.cache(build)
 
     @functools.wraps(build)
-    def copy_of_built(folder: Path, *arguments: object, **options: object) -> None:
-        key = (arguments, *sorted(options.items()))
-        if key not in built:
-            built[key] = tempfile.TemporaryDirectory(prefix="profusion-tests-")
-            build(Path(built[key].name), *arguments, **options)
-        shutil.copytree(built[key].name, folder, dirs_exist_ok=True)
+    def built(size: str, *arguments: object) -> dict[str, Any]:
+        return (build_once if size == "tiny" else build)(size, *arguments)
 
-    random_base.build_random_base = copy_of_built
-
-    load, fingerprints = backbone.BaseModel._load, backbone.BaseModel.fingerprints
-    loaded: dict[tuple, Any] = {}
-    known: dict[tuple, dict[str, str]] = {}
-
-    def random_of(base: Any) -> tuple | None:
-        """What a base of random weights is made of; None for any other, and where loading is what costs memory."""
-        tiny = base._temporary is not None and base.config.random.size == "tiny"
-        return (base.config.random.seed, base.inpainting, base.config.clip_skip) if tiny else None
-
-    @functools.wraps(load)
-    def load_once(base: Any, name: str, dtype: Any, cls: Any = None) -> Any:
-        made_of = random_of(base)
-        if made_of is None:
-            return load(base, name, dtype, cls)
-        key = (made_of, name, dtype, cls)
-        if key not in loaded:
-            loaded[key] = load(base, name, dtype, cls)
-        return copy.deepcopy(loaded[key]) if name == "unet" else loaded[key]  # the others are never changed
-
-    @functools.wraps(fingerprints)
-    def read_once(base: Any, *names: str) -> dict[str, str]:
-        made_of = random_of(base)
-        if made_of is None:
-            return fingerprints(base, *names)
-        base._fingerprints = known.setdefault(made_of, {})
-        return fingerprints(base, *names)
-
-    backbone.BaseModel._load, backbone.BaseModel.fingerprints = load_once, read_once
+    random_base.random_models = built
     gc.collect()
     gc.freeze()
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import BaseConfig, ComponentConfig
+from profusion_cli.config import BaseConfig, ComponentConfig, RandomConfig
 from profusion_cli.errors import ConfigError, DeviceError, UnavailableError
 from profusion_cli.presets import resolve_config
 from profusion_cli.runtime import device
@@ -118,15 +118,45 @@ def test_skipped_text_layers_do_not_count(base_folder, tmp_path):
     assert (long.text.encode("a cat") - base_at(base_folder).text.encode("a cat")).abs().max() > 1e-3
 
 
-def test_random_bases_are_seeded(base_folder, tmp_path):
-    from profusion_cli.runtime.random_base import build_random_base
+def test_random_bases_are_seeded(base_folder, monkeypatch):
+    from profusion_cli.runtime import random_base
 
-    build = inspect.unwrap(build_random_base)  # not a copy of what was built before
-    build(tmp_path / "again")
-    build(tmp_path / "other", seed=1)
-    prints = [base_at(folder).fingerprints(*PARTS) for folder in (base_folder, tmp_path / "again", tmp_path / "other")]
+    # not what was built before
+    monkeypatch.setattr(random_base, "random_models", inspect.unwrap(random_base.random_models))
+    with random_at(0) as again, random_at(1) as other:
+        prints = [base.fingerprints(*PARTS) for base in (base_at(base_folder), again, other)]
     assert prints[0] == prints[1]
     assert all(prints[0][part] != prints[2][part] for part in PARTS)
+
+
+def random_at(seed: int, **settings) -> BaseModel:
+    return BaseModel(
+        BaseConfig("random", random=RandomConfig("tiny", seed), **settings), resolve_placement("cpu", "auto", False)
+    )
+
+
+def test_a_random_base_in_memory_is_the_one_in_a_folder(base_folder):
+    folder = base_at(base_folder, pad_token_id=0)
+    texts = ["a photo of a cat's 12 toys", "wow!! Émile", "脸 <|endoftext|>"]
+    with random_at(0, pad_token_id=0) as memory:
+        for name in PARTS:
+            one, other = (base._load(name, torch.float16) for base in (memory, folder))
+            assert not one.training and not any(parameter.requires_grad for parameter in one.parameters())
+            torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+            settings = [base._settings(name) for base in (memory, folder)]
+            same = settings[0].keys() & settings[1].keys() - {"dtype", "architectures"}
+            assert "block_out_channels" in same or "num_hidden_layers" in same
+            assert json.loads(json.dumps([settings[0][key] for key in same])) == [settings[1][key] for key in same]
+        for text in texts:
+            assert memory.tokenizer(text).input_ids == folder.tokenizer(text).input_ids
+        assert memory.tokenizer.pad_token_id == folder.tokenizer.pad_token_id == 0
+        assert memory.tokenizer.model_max_length == folder.tokenizer.model_max_length
+        schedules = [dict(base.scheduler.config) for base in (memory, folder)]
+        assert not [key for key, value in schedules[0].items() if key[0] != "_" and schedules[1][key] != value]
+        assert memory.latent_size(64, 128) == folder.latent_size(64, 128)
+        memory.unet.conv_in.weight.data.zero_()
+        memory.release("unet")
+        torch.testing.assert_close(memory.unet.conv_in.weight, folder.unet.conv_in.weight)
 
 
 @needs_reference

@@ -626,16 +626,17 @@ def test_an_end_by_signal_leaves_no_files(photo, tmp_path, number, code):
     )
     try:
         wait_for((tmp_path / "tmp" / "begun").exists)
-        assert list(tmp_path.glob("tmp/profusion-*")), "the model of random weights is there"
+        assert not list(tmp_path.glob("tmp/profusion-*")), "a model of random weights is in memory"
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == code, stderr.decode()
-    assert (b"Interrupted" in stderr) == (number == signal.SIGINT)
+    assert (b"Interrupted. " in stderr) == (b"of 100000 steps" in stderr) == (number == signal.SIGINT)
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
-    assert not list(tmp_path.glob("tmp/profusion-*"))
+    # torch makes an empty folder for its compiler, always the same
+    assert {path.name.split("_")[0] for path in tmp_path.glob("tmp/*")} <= {"begun", "torchinductor"}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

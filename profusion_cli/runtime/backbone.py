@@ -6,11 +6,9 @@ import contextlib
 import gc
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +18,20 @@ from transformers import CLIPTokenizer, CLIPVisionModel
 
 from profusion_cli.config import BaseConfig
 from profusion_cli.errors import ConfigError, UnavailableError
+from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.runtime.device import Placement, is_out_of_memory
 from profusion_cli.runtime.hub import (
     Files,
     Source,
     find_files,
     fingerprint,
+    fingerprint_of,
 )
 from profusion_cli.runtime.parts import PARTS
 from profusion_cli.runtime.text import TextConditioner, padding_of
+
+if TYPE_CHECKING:
+    from profusion_cli.runtime.random_base import RandomBase
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,7 +61,7 @@ def quiet_libraries() -> Iterator[None]:
 class BaseModel:
     """The base model that a configuration describes. Parts load on first use and can be let go.
 
-    Use as a context manager: a base of random weights lies in a temporary folder meanwhile.
+    Use as a context manager: a base of random weights is in memory meanwhile.
 
     Args:
         config: where the parts come from.
@@ -71,31 +74,28 @@ class BaseModel:
     def __init__(self, config: BaseConfig, placement: Placement) -> None:
         self.config = config
         self.placement = placement
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._random: RandomBase | None = None
         self._files: dict[str, Files] = {}
         self._fingerprints: dict[str, str] = {}
 
     def __enter__(self) -> BaseModel:
+        stop_if_asked()
         if self.config.random is not None:
-            from profusion_cli.runtime.random_base import build_random_base
+            from profusion_cli.runtime.random_base import RandomBase
 
-            self._temporary = tempfile.TemporaryDirectory(prefix="profusion-", ignore_cleanup_errors=True)
             random = self.config.random
             with quiet_libraries():
-                build_random_base(Path(self._temporary.name), random.size, random.seed, inpainting=self.inpainting)
+                self._random = RandomBase(random.size, random.seed, inpainting=self.inpainting)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release(*(name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)))
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._random = None
 
     def source(self, name: str) -> Source:
         """Where one part comes from: its own id and revision, else the base model's."""
         part = getattr(self.config, name)
         option = f"--set base.{name}.id=FOLDER" if part.id else "--base-model FOLDER"
-        if self._temporary is not None:
-            return Source(self._temporary.name, None, name, option)
         if part.id:
             return Source(part.id, part.revision, part.subfolder, option)
         return Source(self.config.id, part.revision or self.config.revision, part.subfolder, option)
@@ -113,6 +113,10 @@ class BaseModel:
 
     def _load(self, name: str, dtype: torch.dtype, cls: Any = None) -> Any:
         """One part in this precision, by its own class unless another one is given."""
+        stop_if_asked()
+        if self._random is not None:
+            with quiet_libraries():
+                return self._random.load(name, dtype, cls)
         files, part = self.files(name), PARTS[name]
         try:
             with quiet_libraries():
@@ -159,6 +163,8 @@ class BaseModel:
             UnavailableError: it cannot be had.
             ConfigError: it does not fill up prompts with the token that the configuration names.
         """
+        if self._random is not None:
+            return self._random.tokenizer(self.config.pad_token_id)
         files = self.files("tokenizer")
         try:
             padding = padding_of(files.folder, self.config.pad_token_id)
@@ -181,9 +187,12 @@ class BaseModel:
     @cached_property
     def scheduler(self) -> DDIMScheduler:
         """A DDIM schedule built from the base model's scheduler, of whatever kind that is."""
-        files = self.files("scheduler")
         with quiet_libraries():
-            scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(str(files.folder)))
+            if self._random is not None:
+                config = self._random.scheduler.config
+            else:
+                config = DDIMScheduler.load_config(str(self.files("scheduler").folder))
+            scheduler = DDIMScheduler.from_config(config)
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ConfigError(
                 f"The base model's prediction_type is {scheduler.config.prediction_type!r}.",
@@ -211,6 +220,8 @@ class BaseModel:
         return timesteps
 
     def _settings(self, name: str) -> dict[str, Any]:
+        if self._random is not None:
+            return self._random.settings(name)
         return json.loads((self.files(name).folder / "config.json").read_text(encoding="utf-8"))
 
     @property
@@ -292,11 +303,16 @@ class BaseModel:
     def fingerprints(self, *names: str) -> dict[str, str]:
         """Fingerprints of the named parts (unet, vae, text_encoder, vision), the same for every file format.
 
-        Each is read from the files once.
+        Each is found once.
         """
         for name in names:
             if name not in self._fingerprints:
-                self._fingerprints[name] = fingerprint(self.files(name), self._own_weights(name))
+                own = self._own_weights(name)
+                self._fingerprints[name] = (
+                    fingerprint(self.files(name), own)
+                    if self._random is None
+                    else fingerprint_of(self._random.models[name].state_dict(), own)
+                )
         return {name: self._fingerprints[name] for name in names}
 
     def _own_weights(self, name: str) -> Callable[[str], bool]:
@@ -318,9 +334,9 @@ class BaseModel:
         return settings.get("num_hidden_layers", 12) - self.config.clip_skip
 
     def manifest(self, fingerprints: dict[str, str]) -> dict[str, Any]:
-        """What a bundle remembers of its base model."""
-        revision = self.files("unet").revision or self.config.revision
-        return {"id": self.config.id, "revision": revision, "fingerprint": fingerprints}
+        """What a bundle remembers of its base model; the revision is the commit where one is known."""
+        commit = self.files("unet").revision if self._random is None else None
+        return {"id": self.config.id, "revision": commit or self.config.revision, "fingerprint": fingerprints}
 
 
 def pixel_values(image: Image.Image) -> torch.Tensor:

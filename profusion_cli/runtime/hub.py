@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -309,12 +309,27 @@ def fingerprint(files: Files, keep: Callable[[str], bool] = lambda name: True) -
                         if keep(name) and view.get_dtype().startswith(("F", "BF")) and shape:
                             digests.append(_digest(shape, view))
             else:
-                for name, tensor in load_bin(path).items():
-                    if keep(name) and tensor.is_floating_point() and tensor.ndim:
-                        digests.append(_digest(tensor.shape, tensor))
+                digests += _digests(load_bin(path), keep)
         except (SafetensorError, OSError) as error:
             raise UnavailableError(f"'{path}' cannot be read: {error}.", "Fetch the file again.") from error
+    return _joined(digests)
+
+
+def fingerprint_of(tensors: Mapping[str, torch.Tensor], keep: Callable[[str], bool]) -> str:
+    """As `fingerprint`, of weights in memory."""
+    return _joined(_digests(tensors, keep))
+
+
+def _joined(digests: list[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def _digests(tensors: Mapping[str, torch.Tensor], keep: Callable[[str], bool]) -> list[bytes]:
+    return [
+        _digest(tensor.shape, tensor)
+        for name, tensor in tensors.items()
+        if keep(name) and tensor.is_floating_point() and tensor.ndim
+    ]
 
 
 def _digest(shape: Sequence[int], values: Any) -> bytes:

@@ -117,11 +117,7 @@ def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) 
                         f"Inpainting gave non-finite numbers in {placement.dtype}.", "Use --dtype float32."
                     )
                 painted.append((made * 255).round().astype(np.uint8))
-        origin = {
-            "id": model.config.id,
-            "revision": model.files("unet").revision or model.config.revision,
-            "fingerprint": {},
-        }
+        origin = model.manifest({})
         del pipeline
         model.release("pipeline")
     if torch.cuda.is_available():

@@ -39,8 +39,9 @@ class PipelineModel(BaseModel):
         Raises:
             UnavailableError: parts that cannot be had.
         """
-        for name in parts_for("draws"):  # before the first gigabytes are read
-            self.files(name)
+        if self.config.random is None:
+            for name in parts_for("draws"):  # before the first gigabytes are read
+                self.files(name)
         parts = {
             "unet": self._load("unet", self.placement.dtype),
             "vae": self._load("vae", self.placement.encoder_dtype, PipelineVAE),

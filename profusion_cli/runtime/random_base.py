@@ -1,7 +1,8 @@
-"""Base models with random weights, written in diffusers' folder layout so that the ordinary code loads them."""
+"""Base models with random weights, in memory, or on request in diffusers' folder layout."""
 
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib.util
 import json
@@ -12,7 +13,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+
+from profusion_cli.runtime.text import word_of
 
 BYTE_LEVEL_MERGES = 49152 - 256 - 2
 
@@ -79,18 +83,73 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def build_random_base(
-    folder: Path, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon", inpainting: bool = False
-) -> None:
-    """Write a base model of random weights, with the true CLIP tokenizer, into `folder`.
+class RandomBase:
+    """A base model of random weights, with the true CLIP tokenizer.
+
+    Nothing of it lies on the disk, where a killed run would leave it.
 
     Args:
-        folder: gets the sub-folders unet, vae, text_encoder, tokenizer, scheduler and vision.
         size: `tiny`, or `sd2` for the real architecture (2.6 GB in float16), to measure speed and memory.
         seed: of the weights; the same seed gives the same weights.
-        prediction_type: `epsilon` or `v_prediction`, written into the scheduler's configuration.
+        prediction_type: `epsilon` or `v_prediction`, in the scheduler's configuration.
         inpainting: an inpainting model, whose UNet also sees the mask and what it leaves (9 channels), without vision.
+
+    Attributes:
+        models: unet, vae, text_encoder and vision, which nobody changes.
+        scheduler: the schedule.
     """
+
+    def __init__(
+        self, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon", inpainting: bool = False
+    ) -> None:
+        models = random_models(size, seed, inpainting)
+        self.models = {name: model.half() for name, model in models.items()} if size == "sd2" else models
+        self.scheduler = DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            steps_offset=1,
+            set_alpha_to_one=False,
+            clip_sample=False,
+            prediction_type=prediction_type,
+        )
+
+    def load(self, name: str, dtype: torch.dtype, cls: type[nn.Module] | None = None) -> Any:
+        """A part of one's own in this precision, for use; `cls` is a class that adds methods to its own."""
+        model = copy.deepcopy(self.models[name])
+        model.__class__ = cls or model.__class__
+        return model.to(dtype).eval().requires_grad_(False)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What a part's `config.json` would hold."""
+        config = self.models[name].config
+        return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+    def tokenizer(self, pad_token_id: int | None) -> CLIPTokenizer:
+        """The tokenizer; of None, it fills up prompts as Stable Diffusion 2's does.
+
+        Raises:
+            ConfigError: it has no such token.
+        """
+        vocabulary, merges = _clip_vocabulary()
+        padding = {} if pad_token_id is None else {"pad_token": word_of(vocabulary, pad_token_id, "random weights")}
+        pairs = [tuple(merge.split()) for merge in merges]
+        return CLIPTokenizer(vocab=vocabulary, merges=pairs, **{**_tokenizer_settings(77), **padding})
+
+    def save(self, folder: Path) -> None:
+        """Write it in diffusers' layout.
+
+        Args:
+            folder: gets the sub-folders unet, vae, text_encoder, tokenizer, scheduler and vision.
+        """
+        for name, model in self.models.items():
+            model.save_pretrained(folder / name)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        write_clip_tokenizer(folder / "tokenizer")
+
+
+def random_models(size: str, seed: int, inpainting: bool) -> dict[str, nn.Module]:
+    """The networks of a random base."""
     parts = ARCHITECTURES[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,18 +179,14 @@ def build_random_base(
         if not inpainting:
             vision = CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
             models["vision"] = CLIPVisionModel(vision)
-    for name, model in models.items():
-        (model.half() if size == "sd2" else model).save_pretrained(folder / name)
-    DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-        prediction_type=prediction_type,
-    ).save_pretrained(folder / "scheduler")
-    write_clip_tokenizer(folder / "tokenizer")
+    return models
+
+
+def build_random_base(
+    folder: Path, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon", inpainting: bool = False
+) -> None:
+    """Write a base model of random weights into `folder`; see `RandomBase`."""
+    RandomBase(size, seed, prediction_type, inpainting).save(folder)
 
 
 def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int = 77) -> None:
@@ -142,6 +197,16 @@ def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int
         only: keep the merges that these words need, and no others; all where there are none.
         max_length: of a prompt, in tokens, start and end included.
     """
+    vocabulary, merges = _clip_vocabulary(only)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", **_tokenizer_settings(max_length)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _clip_vocabulary(only: Sequence[str] = ()) -> tuple[dict[str, int], list[str]]:
+    """CLIP's words with their numbers, and its byte pair merges, as `one two`."""
     spec = importlib.util.find_spec("open_clip")
     source = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
@@ -153,12 +218,11 @@ def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int
     alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     words = alphabet + [f"{letter}</w>" for letter in alphabet] + ["".join(merge.split()) for merge in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word: i for i, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
+    return {word: i for i, word in enumerate(words)}, merges
+
+
+def _tokenizer_settings(max_length: int) -> dict[str, Any]:
+    return {
         "model_max_length": max_length,
         "do_lower_case": True,
         "bos_token": "<|startoftext|>",
@@ -166,7 +230,6 @@ def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int
         "unk_token": "<|endoftext|>",
         "pad_token": "!",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _merges_of(words: Sequence[str], merges: Sequence[str]) -> set[str]:

@@ -12,6 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from profusion_cli.errors import ConfigError, InputError
 
+PADDING_HINT = "Set pad_token_id, of base or augment.model, to the one that the model was trained with, or to null."
+
 
 def padding_of(folder: Path, pad_token_id: int | None) -> dict[str, str]:
     """What CLIPTokenizer.from_pretrained is told of the token that fills up prompts; nothing where it knows best.
@@ -28,18 +30,26 @@ def padding_of(folder: Path, pad_token_id: int | None) -> dict[str, str]:
     """
     if pad_token_id is None:
         return {}
-    vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    token = next((word for word, number in vocabulary.items() if number == pad_token_id), None)
-    hint = "Set pad_token_id, of base or augment.model, to the one that the model was trained with, or to null."
-    if token is None:
-        raise ConfigError(f"pad_token_id={pad_token_id} is no token of the tokenizer in '{folder}'.", hint)
+    token = word_of(json.loads((folder / "vocab.json").read_text(encoding="utf-8")), pad_token_id, f"'{folder}'")
     path = folder / "special_tokens_map.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("pad_token", token) if path.is_file() else token
     named = named["content"] if isinstance(named, dict) else named
     if named != token:
         told = f"fills up prompts with '{named}', and pad_token_id={pad_token_id} is '{token}'"
-        raise ConfigError(f"The tokenizer in '{folder}' {told}.", hint)
+        raise ConfigError(f"The tokenizer in '{folder}' {told}.", PADDING_HINT)
     return {"pad_token": token}
+
+
+def word_of(vocabulary: Mapping[str, int], pad_token_id: int, place: str) -> str:
+    """The word of a number in a vocabulary, which fills up prompts.
+
+    Raises:
+        ConfigError: there is none; `place` says whose vocabulary it is.
+    """
+    for word, number in vocabulary.items():
+        if number == pad_token_id:
+            return word
+    raise ConfigError(f"pad_token_id={pad_token_id} is no token of the tokenizer in {place}.", PADDING_HINT)
 
 
 @dataclass(frozen=True)

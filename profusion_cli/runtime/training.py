@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from profusion_cli.config import FinetuneConfig
+from profusion_cli.errors import Interrupted
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import step_generator
@@ -195,6 +197,12 @@ def tune(
         for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
             done.append(step)
             progress(step.number, step.loss)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            signal.SIGINT,
+            f"{len(done)} of {config.steps} steps of the fine-tuning were done. Nothing of them is kept: it is short, "
+            "and the same command starts it again.",
+        ) from None
     finally:
         unprepare(accelerator, prepared)
     changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
