@@ -8,14 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 
 from profusion_cli.errors import OutputError, ProfusionError
 from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import Listener
+from profusion_cli.pace import clock
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from profusion_cli.display import Bar, Waiting
 
 
 def print_result(text: str) -> None:
@@ -71,6 +77,13 @@ class Output(Listener):
         self.quiet = quiet
         self.as_json = as_json
         self.stderr = _stderr()
+        self._lines: list[Bar | Waiting] = []
+        self._live: Live | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody looks on at a terminal."""
+        return not self.quiet and self.stderr.is_terminal
 
     def note(self, text: str) -> None:
         """Something good to know."""
@@ -85,44 +98,80 @@ class Output(Listener):
     def line(self, text: str) -> None:
         """One line of the results, such as a path, as soon as it is there; nothing with `--json`."""
         if not self.as_json:
-            print_result(text)
+            with self._hidden():
+                print_result(text)
 
     def record(self, record: dict[str, Any]) -> None:
         """The results as one JSON object, with `--json`."""
         if self.as_json:
             print_result(json.dumps(record, ensure_ascii=False))
 
+    def finished(self, seconds: float, then: str = "") -> None:
+        """On a terminal: what it took, and a command that may come next."""
+        if self.watched:
+            self.note(f"Time taken: {clock(seconds)}.")
+            if then:
+                self.note(f"Next: {then}")
+
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def working(self, title: str) -> Iterator[None]:
+        """Something without steps, such as loading, with the time it takes, on a terminal."""
+        from profusion_cli.display import Waiting
+
+        with self._shown(Waiting(title)):
+            yield
+
+    @contextmanager
+    def progress(self, title: str, total: float, counted: bool = True) -> Iterator[Callable[..., None]]:
         """A progress bar, on a terminal; call with the number done and a short remark."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from profusion_cli.display import Bar
 
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
-            console=self.stderr,
-            transient=True,
-            disable=self.quiet or not self.stderr.is_terminal,
-        )
-        with bar:
-            task = bar.add_task(escape(title), total=total, remark="")
+        bar = Bar(title, total, counted)
 
-            def step(done: int, remark: str = "") -> None:
-                stop_if_asked()
-                bar.update(task, completed=done, remark=remark)
+        def step(done: float, remark: str = "") -> None:
+            stop_if_asked()
+            bar.report(done, remark)
 
+        with self._shown(bar):
             yield step
+
+    @contextmanager
+    def _shown(self, line: Bar | Waiting) -> Iterator[None]:
+        """A line at the bottom of the terminal, below those that are there already."""
+        if not self.watched:
+            yield
+            return
+        self._lines.append(line)
+        try:
+            if self._live is not None:
+                self._live.refresh()
+                yield
+                return
+            from rich.live import Live
+
+            # results go to standard output as they are, see `_hidden`
+            self._live = Live(
+                get_renderable=lambda: Group(*self._lines), console=self.stderr, transient=True, redirect_stdout=False
+            )
+            try:
+                with self._live:
+                    yield
+            finally:
+                self._live = None
+        finally:
+            self._lines.remove(line)
+
+    @contextmanager
+    def _hidden(self) -> Iterator[None]:
+        """The lines are away meanwhile, where standard output is a terminal too, likely the same one."""
+        if self._live is None or sys.stdout is None or not sys.stdout.isatty():
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
 
 
 def print_error(error: ProfusionError) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 LOGGER = logging.getLogger("profusion")
 
+LIBRARIES = "Loading the libraries"
+
 Progress = Callable[..., None]
 """Called with the number of units done, and a short remark if there is one."""
 
@@ -30,8 +32,13 @@ class Listener:
         LOGGER.warning(text)
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Progress]:
-        """A piece of work of `total` units, while the block runs."""
+    def working(self, title: str) -> Iterator[None]:
+        """Something without steps, such as loading, while the block runs."""
+        yield
+
+    @contextmanager
+    def progress(self, title: str, total: float, counted: bool = True) -> Iterator[Progress]:
+        """A piece of work of `total` units, while the block runs; units that mean nothing to people are not counted."""
         yield lambda done, remark="": None
 
 

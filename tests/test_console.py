@@ -13,7 +13,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
-from tests.conftest import run
+from profusion_cli.console import Output
+from profusion_cli.display import Bar, memory_in_use
+from profusion_cli.pace import Pace, Smoothed, clock
+from tests.conftest import ok, run
 
 IMPORTS = """
 import os
@@ -58,3 +61,111 @@ def test_downloads_show_their_bars_on_a_terminal_that_is_not_quiet(
     assert seen == {(bars, hub_logging.ERROR)}
     assert (are_progress_bars_disabled(), hub_logging.get_verbosity()) == before
     enable_progress_bars()
+
+
+def test_time_left_is_known_from_the_second_report_on_and_runs_down():
+    pace = Pace(10)
+    assert pace.left(0.0) is None
+    pace.report(1, now=30.0)
+    assert pace.left(31.0) is None, "30 seconds of loading say nothing of the steps"
+    pace.report(3, now=34.0)
+    assert pace.left(34.0) == pytest.approx(7 * 2.0)
+    assert pace.left(35.5) == pytest.approx(7 * 2.0 - 1.5), "also where the next report is long in coming"
+    assert pace.left(100.0) == 0.0
+    pace.report(10, now=50.0)
+    assert pace.left(50.0) == 0.0
+
+
+def test_what_was_done_in_an_earlier_run_does_not_count_for_the_speed():
+    pace = Pace(1000)
+    pace.report(900, now=0.0)
+    pace.report(910, now=10.0)
+    assert pace.left(10.0) == pytest.approx(90.0)
+
+
+def test_smoothed_values_start_at_the_first_and_move_less():
+    smoothed = Smoothed()
+    assert smoothed(5.0) == pytest.approx(5.0)
+    assert all(smoothed(5.0) == pytest.approx(5.0) for _ in range(5))
+    assert 5.0 < smoothed(105.0) < 30.0
+    values = [smoothed(1.0) for _ in range(100)]
+    assert values == sorted(values, reverse=True) and values[-1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_durations_are_read_as_on_a_clock():
+    assert [clock(seconds) for seconds in (0.2, 59.6, 61, 3725)] == ["0:00", "1:00", "1:01", "1:02:05"]
+
+
+def test_a_bar_says_what_each_number_is():
+    bar = Bar("Fine-tuning", 50)
+    bar.report(1, "loss 0.5")
+    bar.started -= 10
+    bar.pace.report(0, bar.started)
+    assert bar.state().startswith("1/50, 0:10 so far, loss 0.5, ")
+    bar = Bar("Making", 4.0, counted=False)
+    bar.report(0)
+    bar.report(1)
+    assert bar.state().startswith("25%, 0:00 so far, 0:00 left, ")
+    assert Bar("Nothing", 0).state().startswith("0/0, ") and Bar("Nothing", 0, counted=False).state().startswith("100%")
+
+
+def test_memory_is_the_gpus_where_torch_works_on_one(monkeypatch):
+    import torch
+
+    assert memory_in_use().endswith(" GB")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3_210_000_000)
+    assert memory_in_use() == "3.2 GB on the GPU"
+
+
+def test_results_are_standard_outputs_alone_while_a_terminal_shows_progress(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output()
+    with output.working("Thinking"), output.progress("Counting", 2) as step:
+        step(1, "loss 1")
+        output.line("result.png")
+        output.note("A note.")
+        with output.working("Loading the rest"):
+            step(2)
+    captured = capsys.readouterr()
+    assert captured.out == "result.png\n"
+    for told in ("Thinking", "Counting", "A note."):
+        assert told in captured.err
+
+
+def test_an_error_within_lines_leaves_none_behind(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output()
+    for _ in range(2):
+        with pytest.raises(ValueError), output.working("Thinking"), output.progress("Counting", 2):
+            raise ValueError
+        assert output._lines == [] and output._live is None
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_the_time_and_the_next_command_are_told_on_a_terminal(photo, tmp_path, monkeypatch, terminal, quiet):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    target = tmp_path / "my face.pfz"
+    result = ok("finetune", photo, "--preset", "tiny-random", "--steps", 0, "-o", target, *quiet)
+    assert result.stdout == f"{target}\n"
+    shown = terminal and not quiet
+    assert ("Time taken: 0:" in result.stderr) == shown
+    assert (f"Next: profusion sample '{target}' \"S* in anime style\"\n" in result.stderr) == shown
+
+
+def test_what_is_loaded_is_told(base_folder, monkeypatch):
+    from profusion_cli.config import BaseConfig
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+
+    told = []
+    working = Output.working
+    monkeypatch.setattr(Output, "working", lambda self, title: (told.append(title), working(self, title))[1])
+    base = BaseModel(BaseConfig(str(base_folder)), resolve_placement("cpu", "float32", False), Output())
+    assert told == []
+    _ = base.unet, base.unet, base.vae
+    base.fingerprints("vae")
+    assert told == ["Loading the UNet", "Loading the VAE", "Checking the weights of the VAE"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from itertools import combinations
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import combinations, pairwise
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,8 +20,9 @@ from PIL import Image
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config, RandomConfig
+from profusion_cli.console import Output
 from profusion_cli.errors import InputError, OutputError
-from profusion_cli.evaluation.cells import jobs, making, studio
+from profusion_cli.evaluation.cells import jobs, making, studio, work
 from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker
@@ -236,6 +239,37 @@ def test_a_cell_that_fails_and_a_missing_judge_stop_nothing_else(
     assert len(results["failed"]) == 4 and list(results["missing"]) == ["CLIP RN50"]
     assert "| wrong | 0 | 0 |" in (tmp_path / "run" / "tables.md").read_text()
     assert "CLIP RN50" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_progress_comes_from_inside_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the steps of what is trained and drawn, each as heavy as it is."""
+    seen: list[float] = []
+    totals: list[float] = []
+
+    @contextmanager
+    def progress(self: Output, title: str, total: float, counted: bool = True) -> Iterator[Callable[..., None]]:
+        if title == "Making":
+            totals.append(total)
+        yield lambda done, remark="": seen.append(done) if title == "Making" else None
+
+    monkeypatch.setattr(Output, "progress", progress)
+    settings = {"sample.steps": 4, "finetune.steps": 5, "finetune.batch_size": 2, "finetune.prior_pictures": 3}
+    source = study_of(tmp_path, settings=settings, metrics={}, outputs={}, pairs=None, prompts=["S* on a beach"])
+    source["methods"] = {
+        "base": {"kind": "base"},
+        "alone": {"augment": False},
+        "again": {"augment": False, "sample.gamma": 0.1},
+        "dreambooth": {"finetune.method": "dreambooth"},
+    }
+    ok("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--limit", 1)
+    assert seen == sorted(seen) and seen[0] == 0
+    assert totals == [pytest.approx(seen[-1])]
+    pictures, step, prior = 2, 2 * work.TRAINING, 3 * 10 * 2  # of the class, in the preset's steps
+    assert seen[-1] == pytest.approx(pictures * 4 * (2 + 5 + 5 + 2) + 5 * step + 5 * 2 * step + prior)
+    gaps = [round(after - before, 6) for before, after in pairwise(sorted(set(seen)))]
+    assert max(gaps) == prior, "pictures of the class, which diffusers' pipeline draws"
+    assert (gaps.count(step), gaps.count(2 * step)) == (5, 5), "every training step, DreamBooth's with the class"
+    assert gaps.count(5) == 2 * pictures * 4, "every step of Fusion Sampling"
 
 
 def test_photos_of_the_command_line_are_the_subjects(tmp_path: Path) -> None:

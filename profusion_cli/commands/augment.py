@@ -16,6 +16,7 @@ from profusion_cli.commands.common import (
     check_region,
     decode,
     print_config,
+    quoted,
     read_region,
 )
 from profusion_cli.config import Config
@@ -96,8 +97,9 @@ def augment(
     if target != STDIO:
         for path in saved:
             output.line(path)
-    seconds = round(time.perf_counter() - started, 2)
-    output.record({"path": target, **summary(made), "pictures": saved, "seconds": seconds})
+    seconds = time.perf_counter() - started
+    output.record({"path": target, **summary(made), "pictures": saved, "seconds": round(seconds, 2)})
+    output.finished(seconds, "" if target == STDIO else f"profusion finetune {quoted(target)} -o me.pfz")
 
 
 def summary(made: Bundle) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import shlex
+import subprocess
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -190,6 +192,11 @@ def drawn_from(data: bytes, name: str) -> str:
     if not isinstance(subjects, list):
         return ""
     return ", ".join(str(item["name"]) for item in subjects if isinstance(item, dict) and "name" in item)
+
+
+def quoted(argument: str) -> str:
+    """An argument as one types it into the shell."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def print_config(config: Config) -> None:

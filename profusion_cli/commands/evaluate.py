@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from profusion_cli import options
+from profusion_cli.commands.common import quoted
 from profusion_cli.console import Output
 from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
+from profusion_cli.listener import LIBRARIES
 
 PREFERENCE = "Human preference"
 
@@ -166,14 +169,16 @@ def _run(
 
     from profusion_cli.evaluation.study.reading import read_study
 
+    started = time.perf_counter()
     plan = read_study(name, photos, pretrain_on)
     if device is not None:
         plan = replace(plan, settings={**plan.settings, "device": device})
     methods = plan.chosen(only)
 
-    from profusion_cli.evaluation.runner import Run
-    from profusion_cli.evaluation.study.subjects import photo_of
-    from profusion_cli.runtime.device import resolve_placement
+    with output.working(LIBRARIES):
+        from profusion_cli.evaluation.runner import Run
+        from profusion_cli.evaluation.study.subjects import photo_of
+        from profusion_cli.runtime.device import resolve_placement
 
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
@@ -188,6 +193,8 @@ def _run(
     for file in ("tables.md", "report.html"):
         output.line(str(target / file))
     output.record({"path": str(target), "pictures": pictures, "missing": missing, "failed": failed})
+    compare = f"profusion evaluate --pairs {quoted(str(target))}"
+    output.finished(time.perf_counter() - started, "" if plan.pairs is None or only or failed else compare)
     if failed:
         error = ProfusionError(
             f"{len(failed)} of {len(cells)} cells failed.", "Run the same command again to try them once more."

@@ -17,6 +17,7 @@ from profusion_cli.commands.common import (
     decode,
     display_name,
     print_config,
+    quoted,
     read_region,
 )
 from profusion_cli.console import Output
@@ -197,7 +198,10 @@ def finetune(
     made.save(target, force)
     if target != STDIO:
         output.line(target)
-    output.record({"path": target, **summary(made, config), "seconds": round(time.perf_counter() - started, 2)})
+    seconds = time.perf_counter() - started
+    output.record({"path": target, **summary(made, config), "seconds": round(seconds, 2)})
+    example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
+    output.finished(seconds, "" if target == STDIO else example)
 
 
 def summary(made: Bundle, config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,7 @@ def interpolate(
     from profusion_cli.jobs.configuration import configure, remembered_config
     from profusion_cli.jobs.pictures import check_way, draw_way
 
-    output = Output(quiet, as_json)
+    started, output = time.perf_counter(), Output(quiet, as_json)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
     check_one_stdin(sources)
@@ -106,6 +107,7 @@ def interpolate(
         if target != STDIO:
             output.line(target)
     output.record({"paths": paths, "frames": frames, "weights": [picture.record["weights"] for picture in drawn]})
+    output.finished(time.perf_counter() - started)
 
 
 def _one_file(drawn: list[Picture], target: str, fps: float | None, references: list[Image.Image] | None) -> bytes:

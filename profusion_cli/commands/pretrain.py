@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli import options
-from profusion_cli.commands.common import check_bundle_target, print_config
+from profusion_cli.commands.common import check_bundle_target, print_config, quoted
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, output_hint
@@ -84,4 +84,8 @@ def pretrain(
         made.save(target, force)
     if target != STDIO:
         output.line(target)
-    output.record({"path": target, **summary, "seconds": round(time.perf_counter() - started, 2)})
+    seconds = time.perf_counter() - started
+    output.record({"path": target, **summary, "seconds": round(seconds, 2)})
+    given = {"--preset": preset, "--base-model": flags.get("base.id"), "--promptnet": target}
+    words = " ".join(f"{name} {quoted(value)}" for name, value in given.items() if value is not None)
+    output.finished(seconds, "" if target == STDIO else f"profusion finetune PHOTO {words} -o me.pfz")

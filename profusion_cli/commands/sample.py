@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Annotated, Any
@@ -73,7 +74,7 @@ def sample(
     from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
     from profusion_cli.jobs.configuration import configure, remembered_config
 
-    output = Output(quiet, as_json)
+    started, output = time.perf_counter(), Output(quiet, as_json)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
@@ -109,6 +110,7 @@ def sample(
         if target != STDIO:
             output.line(sheet)
     output.record({"pictures": made, "sheet": sheet})
+    output.finished(time.perf_counter() - started)
 
 
 class Sheet:

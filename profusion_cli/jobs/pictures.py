@@ -16,7 +16,7 @@ from profusion_cli.files import atomic_output
 from profusion_cli.images import encode_picture
 from profusion_cli.jobs.configuration import remembered_config, warn_if_random
 from profusion_cli.jobs.lineage import picture_parameters, picture_record
-from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import subject_weights
 
@@ -125,11 +125,12 @@ def _draw(
 ) -> Generator[Picture, None, None]:
     warn_if_random(config, listener)
     warn_if_large(config, listener)
-    from profusion_cli.runtime.backbone import BaseModel
-    from profusion_cli.runtime.device import resolve_placement
-    from profusion_cli.runtime.sampling import Sampler
+    with listener.working(LIBRARIES):
+        from profusion_cli.runtime.backbone import BaseModel
+        from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.sampling import Sampler
 
-    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False)) as base:
+    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
         sampler = Sampler(base, subjects, class_words, prompts, config)
         for warning in sampler.warnings():
             listener.warn(warning)
@@ -224,12 +225,13 @@ def _draw_way(
 ) -> Generator[Picture, None, None]:
     warn_if_random(config, listener)
     warn_if_large(config, listener)
-    from profusion_cli.runtime.backbone import BaseModel
-    from profusion_cli.runtime.device import resolve_placement
-    from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
+    with listener.working(LIBRARIES):
+        from profusion_cli.runtime.backbone import BaseModel
+        from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
 
     shares = frame_weights(frames, len(subjects))
-    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False)) as base:
+    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
         sampler = Sampler(base, subjects, class_words, [prompt], config)
         for warning in sampler.warnings():
             listener.warn(warning)

@@ -10,7 +10,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.dataset import list_pictures
 from profusion_cli.jobs.configuration import remember
-from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 
 
 def pretrain(
@@ -48,7 +48,8 @@ def pretrain(
     listing = list_pictures(images)
     if config.base.random is not None:
         listener.warn("The base model has random weights: it exercises every step, and draws noise.")
-    from profusion_cli.runtime.pretraining.run import pretrain
+    with listener.working(LIBRARIES):
+        from profusion_cli.runtime.pretraining.run import pretrain
 
     name = Path(images[0]).name or images[0]
     return pretrain(config, listing, name, remember(config), work, cache, resume, force, listener)

@@ -17,7 +17,7 @@ from profusion_cli.images import Photo, crop_square, strip
 from profusion_cli.jobs.configuration import remember, warn_if_random
 from profusion_cli.jobs.photos import as_photo, photo_input
 from profusion_cli.jobs.views import Region, fill_backgrounds, move, warn_if_random_inpainting
-from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.methods import PROFUSION
 
 PREVIEW_SIZE = 256
@@ -135,7 +135,8 @@ def make_subject(
         augmented, _ = fill_backgrounds(moved.augmented, config, listener)
         return kept(augmented.images, drop)
 
-    from profusion_cli.runtime.subjects import tune_subject
+    with listener.working(LIBRARIES):
+        from profusion_cli.runtime.subjects import tune_subject
 
     tuned = tune_subject(config, read.squares, further, listener)
     manifest = {

@@ -24,7 +24,7 @@ from profusion_cli.config import Config
 from profusion_cli.images import Photo, crop_square
 from profusion_cli.jobs.configuration import remember
 from profusion_cli.jobs.photos import as_photo, photo_input
-from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def fill_backgrounds(moved: Augmented, config: Config, listener: Listener) -> tu
     if not config.augment.inpaint:
         listener.warn("The backgrounds are plain colours: they are not inpainted.")
         return moved.on(plain_backgrounds(moved)), {"id": None, "revision": None, "fingerprint": {}}
-    from profusion_cli.runtime.inpaint import paint_backgrounds
+    with listener.working(LIBRARIES):
+        from profusion_cli.runtime.inpaint import paint_backgrounds
 
     backgrounds, origin = paint_backgrounds(moved, config, listener)
     return moved.on(backgrounds), origin

@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer, CLIPVisionModel
 from profusion_cli.config import BaseConfig
 from profusion_cli.errors import ConfigError, UnavailableError
 from profusion_cli.interrupts import stop_if_asked
+from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.device import Placement, is_out_of_memory
 from profusion_cli.runtime.hub import (
     Files,
@@ -27,7 +28,7 @@ from profusion_cli.runtime.hub import (
     fingerprint,
     fingerprint_of,
 )
-from profusion_cli.runtime.parts import PARTS
+from profusion_cli.runtime.parts import PARTS, title_of
 from profusion_cli.runtime.text import TextConditioner, padding_of
 
 if TYPE_CHECKING:
@@ -66,14 +67,16 @@ class BaseModel:
     Args:
         config: where the parts come from.
         placement: device and precision.
+        listener: who hears what is loaded.
     """
 
     inpainting = False
     """Whether a model of random weights is one for inpainting."""
 
-    def __init__(self, config: BaseConfig, placement: Placement) -> None:
+    def __init__(self, config: BaseConfig, placement: Placement, listener: Listener = LOGGED) -> None:
         self.config = config
         self.placement = placement
+        self.listener = listener
         self._random: RandomBase | None = None
         self._files: dict[str, Files] = {}
         self._fingerprints: dict[str, str] = {}
@@ -84,7 +87,7 @@ class BaseModel:
             from profusion_cli.runtime.random_base import RandomBase
 
             random = self.config.random
-            with quiet_libraries():
+            with quiet_libraries(), self.listener.working("Building a model of random weights"):
                 self._random = RandomBase(random.size, random.seed, inpainting=self.inpainting)
         return self
 
@@ -119,7 +122,7 @@ class BaseModel:
                 return self._random.load(name, dtype, cls)
         files, part = self.files(name), PARTS[name]
         try:
-            with quiet_libraries():
+            with quiet_libraries(), self.listener.working(f"Loading {title_of(name)}"):
                 dtype_argument = {"dtype" if part.library == "transformers" else "torch_dtype": dtype}
                 model, report = (cls or part.cls).from_pretrained(
                     str(files.folder), output_loading_info=True, **files.loading, **dtype_argument
@@ -308,11 +311,12 @@ class BaseModel:
         for name in names:
             if name not in self._fingerprints:
                 own = self._own_weights(name)
-                self._fingerprints[name] = (
-                    fingerprint(self.files(name), own)
-                    if self._random is None
-                    else fingerprint_of(self._random.models[name].state_dict(), own)
-                )
+                with self.listener.working(f"Checking the weights of {title_of(name)}"):
+                    self._fingerprints[name] = (
+                        fingerprint(self.files(name), own)
+                        if self._random is None
+                        else fingerprint_of(self._random.models[name].state_dict(), own)
+                    )
         return {name: self._fingerprints[name] for name in names}
 
     def _own_weights(self, name: str) -> Callable[[str], bool]:

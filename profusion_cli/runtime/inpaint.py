@@ -14,7 +14,7 @@ from PIL import Image
 from profusion_cli.augmentation import Augmented, background_prompt
 from profusion_cli.config import BaseConfig, Config, InpaintModel
 from profusion_cli.errors import DeviceError, UnavailableError
-from profusion_cli.listener import Listener
+from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.backbone import quiet_libraries
 from profusion_cli.runtime.device import Placement, picture_generator, resolve_placement
 from profusion_cli.runtime.hub import Source
@@ -30,13 +30,13 @@ class InpaintingModel(PipelineModel):
     inpainting = True
     pipeline_class = StableDiffusionInpaintPipeline
 
-    def __init__(self, model: InpaintModel, placement: Placement, resolution: int) -> None:
+    def __init__(self, model: InpaintModel, placement: Placement, resolution: int, listener: Listener = LOGGED) -> None:
         random = model.random if model.id is None else None
         name = model.id or f"random weights ({model.random.size})"
         config = BaseConfig(
             *(name, model.revision, model.unet), random=random, resolution=resolution, pad_token_id=model.pad_token_id
         )
-        super().__init__(config, placement)
+        super().__init__(config, placement, listener)
 
     def source(self, name: str) -> Source:
         return dataclasses.replace(super().source(name), option=OTHER_WAYS)
@@ -82,7 +82,7 @@ def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) 
     holes = [Image.fromarray(255 - mask) for mask in augmented.masks]
     texts = background_prompt(config), settings.negative_prompt
     painted = []
-    with InpaintingModel(settings.model, placement, size) as model:
+    with InpaintingModel(settings.model, placement, size, listener) as model:
         model.latent_size(size, size)
         pipeline = model.pipeline
         for text in texts:

@@ -85,6 +85,12 @@ WEIGHTY = tuple(name for name, part in PARTS.items() if part.weights)
 """The parts that have weights, and so a fingerprint."""
 
 
+def title_of(name: str) -> str:
+    """How a part is called within a sentence."""
+    title = PARTS[name].title
+    return title[0].lower() + title[1:]
+
+
 def parts_for(role: Role) -> tuple[str, ...]:
     """The parts with weights that are there for this."""
     return tuple(name for name in WEIGHTY if role in PARTS[name].roles)

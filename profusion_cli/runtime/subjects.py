@@ -11,8 +11,9 @@ from PIL import Image
 
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.config import Config
-from profusion_cli.listener import Listener
+from profusion_cli.listener import Listener, Progress
 from profusion_cli.methods import class_noun, is_word_method
+from profusion_cli.pace import Smoothed
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
@@ -70,7 +71,7 @@ def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, l
     """
     own = config.finetune
     placement = resolve_placement(config.device, config.dtype, training=own.steps > 0)
-    with BaseModel(config.base, placement) as base:
+    with BaseModel(config.base, placement, listener) as base:
         base.latent_size(config.base.resolution, config.base.resolution)
         make = _make_word if is_word_method(own.method) else _make_promptnet
         made = make(base, config, squares, listener, augment)
@@ -125,9 +126,10 @@ def _make_promptnet(
     promptnet = loaded.promptnet
     check_fit(promptnet, base)
     pictures = augment()
-    mean, std = base.encode_moments([*squares, *pictures])
-    promptnet.tokens_for(mean.shape[-1])
-    views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
+    with listener.working(_encoding([*squares, *pictures])):
+        mean, std = base.encode_moments([*squares, *pictures])
+        promptnet.tokens_for(mean.shape[-1])
+        views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
     fingerprints = base.fingerprints(*WEIGHTY)
     base.release(*parts_for("encodes"))
     tuned = Tuned({}, ())
@@ -170,7 +172,8 @@ def _make_word(
     text = own.word.replace("{class}", class_noun(config.class_word))
     word = LearnedWord.from_text(base.text, text)
     pictures = augment()
-    mean, std = base.encode_moments([*squares, *pictures])
+    with listener.working(_encoding([*squares, *pictures])):
+        mean, std = base.encode_moments([*squares, *pictures])
     views = Views(mean, std, torch.zeros(len(mean), 0, 0))
     prior = None
     if own.prior_pictures > 0 and own.steps > 0:
@@ -197,16 +200,22 @@ def _draw_class(base: BaseModel, config: Config, listener: Listener) -> Views:
     count = config.finetune.prior_pictures
     prompt = parse_prompt(config.concept_prompt).twin([config.class_word])
     with (
-        TextToImage(config.base, base.placement) as model,
+        TextToImage(config.base, base.placement, listener) as model,
         listener.progress(f"Drawing {config.class_word}", count) as step,
     ):
         pictures = model.draw(
             *(prompt, range(count), replace(config.sample, width=None, height=None, negative_prompt="")),
             *(PRIOR_GUIDANCE, config.seed, lambda done: step(done, "")),
         )
-    mean, std = base.encode_moments(pictures)
+    with listener.working(_encoding(pictures)):
+        mean, std = base.encode_moments(pictures)
     return Views(mean, std, torch.zeros(len(mean), 0, 0))
 
 
-def _loss_shown(step: Callable[[int, str], None]) -> Callable[[int, float], None]:
-    return lambda done, loss: step(done, f"loss {loss:.4f}")
+def _encoding(pictures: list[Image.Image]) -> str:
+    return f"Encoding {len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
+
+
+def _loss_shown(step: Progress) -> Callable[[int, float], None]:
+    smoothed = Smoothed()
+    return lambda done, loss: step(done, f"loss {smoothed(loss):.3f}")

@@ -14,6 +14,7 @@ from profusion_cli.errors import ProfusionError
 from profusion_cli.evaluation.cells import jobs
 from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.cells.marks import Marks, subject_settings, views_settings
+from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import slug
 from profusion_cli.evaluation.study.schema import SUBJECT, TWO, Method, Study, digest
 from profusion_cli.evaluation.study.subjects import SIDE, StudySubject, photo_file
@@ -38,14 +39,18 @@ class Bundles:
         self.folder, self.study, self.marks, self.keep = folder, study, marks, keep
         self._untrained: dict[Path, ProfusionError] = {}
 
-    def of(self, cell: Cell) -> list[Path]:
+    def of(self, cell: Cell, meter: Meter) -> list[Path]:
         """The bundles of a cell's subjects.
+
+        Args:
+            cell: see above.
+            meter: hears how far those are that are made only now.
 
         Raises:
             ProfusionError: one cannot be made.
         """
         return [
-            self._of(cell, subject, replace(cell.config, class_word=word))
+            self._of(cell, subject, replace(cell.config, class_word=word), meter)
             for subject, word in zip(cell.subjects, cell.class_words, strict=True)
         ]
 
@@ -64,24 +69,24 @@ class Bundles:
         """Where the PromptNet that a method pre-trains for itself is, or will be."""
         return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
 
-    def _of(self, cell: Cell, subject: StudySubject, config: Config) -> Path:
+    def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
         photo = photo_file(subject, cell.method.photo, self.folder / "photos")
         known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
         if cell.method.pretrain:
-            weights = str(self._promptnet(cell.method))
+            weights = str(self._promptnet(cell.method, meter))
             config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
         trained = config.finetune.steps > 0
         source, augmented = photo, cell.method.augment and trained
         if augmented:
             own = _in_precision(config, training=False)
             mark = digest(["augment", known, views_settings(own), []])
-            source = self._made("augment", subject, mark, partial(jobs.make_views, photo, config=own))
+            source = self._made("augment", subject, mark, partial(jobs.make_views, photo, meter=meter, config=own))
         own = _in_precision(config, training=trained)
         mark = digest(["finetune", known, subject_settings(own), [] if augmented else ["--no-augment"]])
-        tune = partial(jobs.make_subject, source, config=own, augmented=augmented)
+        tune = partial(jobs.make_subject, source, meter=meter, config=own, augmented=augmented)
         return self._made("finetune", subject, mark, tune)
 
-    def _promptnet(self, method: Method) -> Path:
+    def _promptnet(self, method: Method, meter: Meter) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects."""
         target, folder, pictures = self.promptnet_file(method), self.folder / "promptnets", self.study.pretrain_on
         if target in self._untrained:
@@ -91,7 +96,7 @@ class Bundles:
                 pictures = draw_portraits(folder / f"portraits-{pictures}", pictures, SIDE)
             try:
                 config = self.study.config(method)
-                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", config)
+                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", meter, config)
             except ProfusionError as error:
                 self._untrained[target] = error
                 raise

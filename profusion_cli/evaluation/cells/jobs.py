@@ -9,8 +9,9 @@ from pathlib import Path
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config
-from profusion_cli.console import Output
 from profusion_cli.errors import out_of_memory
+from profusion_cli.evaluation.cells import work
+from profusion_cli.evaluation.cells.work import Meter, Part
 from profusion_cli.files import read_source
 from profusion_cli.images import decode_photo
 from profusion_cli.jobs import promptnet, subject, views
@@ -18,12 +19,13 @@ from profusion_cli.jobs.configuration import configure, with_full_path
 from profusion_cli.runtime.device import is_out_of_memory
 
 
-def make_views(photo: Path, target: Path, config: Config) -> None:
+def make_views(photo: Path, target: Path, meter: Meter, config: Config) -> None:
     """Augment a photo.
 
     Args:
         photo: see above.
         target: the bundle of views; it is overwritten.
+        meter: of the run.
         config: sections `augment` and `base`, class word, seed, device and dtype.
 
     Raises:
@@ -31,16 +33,18 @@ def make_views(photo: Path, target: Path, config: Config) -> None:
     """
     own = _with_the_presets(config, "sample", "pretrain", "finetune", "promptnet")
     with _memory("Lower augment.batch_size under `settings` in the study."):
-        made = views.make_views(decode_photo(read_source(str(photo)), str(photo)), own, listener=Output(quiet=True))
+        listener = Part(meter, [work.views(own)])
+        made = views.make_views(decode_photo(read_source(str(photo)), str(photo)), own, listener=listener)
     made.save(target, force=True)
 
 
-def make_subject(source: Path, target: Path, config: Config, *, augmented: bool) -> None:
+def make_subject(source: Path, target: Path, meter: Meter, config: Config, *, augmented: bool) -> None:
     """Fine-tune on a subject.
 
     Args:
         source: a photo, or the bundle of its views.
         target: the subject's bundle; it is overwritten.
+        meter: of the run.
         config: all but the sections `sample` and `pretrain`.
         augmented: the source is views; a photo is taken as it is.
 
@@ -50,28 +54,42 @@ def make_subject(source: Path, target: Path, config: Config, *, augmented: bool)
     own, data = _with_the_presets(config, "sample", "pretrain"), read_source(str(source))
     given = read_bundle(data, str(source)) if augmented else decode_photo(data, str(source))
     with _memory("Raise finetune.gradient_accumulation under `settings` in the study."):
-        made = subject.make_subject([given], own, augment=False, listener=Output(quiet=True))
+        made = subject.make_subject([given], own, augment=False, listener=Part(meter, work.tuning(own)))
     made.save(target, force=True)
 
 
-def make_promptnet(pictures: str | Path, target: Path, work: Path, cache: Path, config: Config) -> None:
+def work_of_subject(config: Config, *, augmented: bool) -> int:
+    """How much work a subject is, with its views if it has any."""
+    if config.finetune.steps == 0:
+        return 0
+    return sum(work.tuning(_with_the_presets(config, "sample"))) + (work.views(config) if augmented else 0)
+
+
+def make_promptnet(pictures: str | Path, target: Path, folder: Path, cache: Path, meter: Meter, config: Config) -> None:
     """Pre-train a PromptNet; a training that was cut off goes on where it was.
 
     Args:
         pictures: as for `profusion pretrain`.
         target: the PromptNet's bundle.
-        work: folder for checkpoints.
+        folder: for checkpoints.
         cache: folder for encoded pictures.
+        meter: of the run.
         config: sections `base`, `promptnet` and `pretrain`, class word, concept prompt, seed, device and dtype.
 
     Raises:
         ProfusionError: it cannot be done.
     """
     own = _with_the_presets(config, "sample", "finetune", "augment", "placeholder")
-    resume = any(work.glob("checkpoint-*"))
+    resume = any(folder.glob("checkpoint-*"))
     with _memory("Raise pretrain.gradient_accumulation under `settings` in the study."):
         made, _ = promptnet.pretrain(
-            [str(pictures)], own, work, cache=cache, resume=resume, force=not resume, listener=Output(quiet=True)
+            [str(pictures)],
+            own,
+            folder,
+            cache=cache,
+            resume=resume,
+            force=not resume,
+            listener=Part(meter, work.pretraining(own)),
         )
     made.save(target, force=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -15,20 +14,23 @@ from PIL import Image
 from profusion_cli.config import Config
 from profusion_cli.console import Output
 from profusion_cli.errors import OutputError, ProfusionError, UnavailableError
+from profusion_cli.evaluation.cells import jobs, work
 from profusion_cli.evaluation.cells.bundles import Bundles, bundle_key
 from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.cells.marks import precision_of
 from profusion_cli.evaluation.cells.studio import Studio, draw_text, draw_world
+from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import CELL_FILE, words_of
 from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Study, digest
 from profusion_cli.files import atomic_output, write_json
+from profusion_cli.pace import clock
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import resolve_placement
 from profusion_cli.runtime.pipelines import TextToImage
 
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
-Draw = Callable[[str, Sequence[int]], list[Image.Image]]
-"""Of a prompt, the pictures of these numbers."""
+Draw = Callable[[str, Sequence[int], Callable[[float], None]], list[Image.Image]]
+"""Of a prompt, the pictures of these numbers; what it calls hears of the share that is done."""
 
 
 class Maker:
@@ -47,6 +49,7 @@ class Maker:
         self._unavailable: dict[str, ProfusionError] = {}
         self._open: tuple[Any, BaseModel] | None = None
         self._needed_twice = False
+        self._meter = Meter(lambda done, remark="": None, 0.0)
 
     def make(self, cells: Sequence[Cell]) -> None:
         """Make the pictures of all cells that have none yet.
@@ -62,22 +65,49 @@ class Maker:
         order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
         wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, order[keys[cell.folder]]))
         self._needed_twice = any(cell.method.kind == TWO for cell in wanted)
-        started, done = time.perf_counter(), 0
-        with self.output.progress("Making", len(wanted)) as step, ExitStack() as stack, quiet_libraries():
-            for _, group in groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder])):
-                members = list(group)
+        grouped = groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder]))
+        groups = [list(group) for _, group in grouped]
+        plan, done = self._plan(groups), 0
+        with (
+            self.output.progress("Making", plan[-1] if plan else 0, counted=False) as step,
+            ExitStack() as stack,
+            quiet_libraries(),
+        ):
+            meter = self._meter = Meter(step, plan[-1] if plan else 0)
+            for members, reached in zip(groups, plan, strict=True):
+                meter.at(f"cell {done + 1} of {len(wanted)}: {members[0].method.name}, {members[0].subject.name}")
                 self._try_group(members, stack)
+                meter.reach(reached)
                 done += len(members)
-                step(done, members[-1].method.name)
                 if not self.output.stderr.is_terminal:
-                    spent = time.perf_counter() - started
-                    left = timedelta(seconds=round(spent / done * (len(wanted) - done)))
+                    left = meter.left()
                     self.output.note(
-                        f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}; "
-                        f"{left} left."
+                        f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}"
+                        + ("." if left is None else f"; {clock(left)} left.")
                     )
         self._open = None
         self.bundles.clear()
+
+    def _plan(self, groups: Sequence[Sequence[Cell]]) -> list[float]:
+        """How much work is done when each group is; what several of them need counts for the first."""
+        known: set[object] = set()
+
+        def once(key: object, amount: float) -> float:
+            fresh = key not in known
+            known.add(key)
+            return amount * fresh
+
+        total, plan = 0.0, []
+        for cells in groups:
+            first, method = cells[0], cells[0].method
+            if method.pretrain and not (file := self.bundles.promptnet_file(method)).exists():
+                total += once(file, sum(work.pretraining(first.config)))
+            if method.kind in (SUBJECT, TWO):
+                amount = jobs.work_of_subject(first.config, augmented=method.augment)
+                total += sum(once((subject.name, bundle_key(first)), amount) for subject in first.subjects)
+            total += sum(map(work.drawing, cells))
+            plan.append(total)
+        return plan
 
     def _try_group(self, cells: Sequence[Cell], stack: ExitStack) -> None:
         """Make the cells of a group, but for those of methods that cannot be had."""
@@ -117,7 +147,7 @@ class Maker:
     def _make_subjects(self, cells: Sequence[Cell], base: BaseModel) -> None:
         """Cells that draw from the same bundles."""
         base.release("unet")  # the last subject's changes are in it, and fine-tuning wants the memory
-        bundles = self.bundles.of(cells[0])
+        bundles = self.bundles.of(cells[0], self._meter)
         for _, alike in groupby(sorted(cells, key=_view), key=_view):
             members = list(alike)
             base.release("unet")
@@ -144,13 +174,21 @@ class Maker:
     def _save(self, cell: Cell, draw: Draw, **origin: Any) -> None:
         """Draw all pictures of a cell; a failure is told of."""
         try:
-            save_pictures(cell, draw, origin)
+            with self._meter.part(work.drawing(cell)) as share:
+                save_pictures(cell, draw, origin, share)
         except ProfusionError as error:
             self._fail([cell], error)
 
 
-def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any]) -> None:
-    """Draw all pictures of a cell; it is finished when `cell.json` is there, which also tells of the origin."""
+def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any], progress: Callable[[float], None]) -> None:
+    """Draw all pictures of a cell; it is finished when `cell.json` is there, which also tells of the origin.
+
+    Args:
+        cell: see above.
+        draw: draws those of one prompt.
+        origin: for `cell.json`.
+        progress: called with the share that is done.
+    """
     started = time.perf_counter()
     (cell.folder / CELL_FILE).unlink(missing_ok=True)
     for left in cell.folder.glob("*.png"):
@@ -158,7 +196,11 @@ def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any]) -> None:
     pictures = []
     for text, group in groupby(cell.jobs, lambda job: job[0]):
         indices = [index for _, index in group]
-        for index, image in zip(indices, draw(text, indices), strict=True):
+
+        def report(share: float, before: int = len(pictures), count: int = len(indices)) -> None:
+            progress((before + count * share) / len(cell.jobs))
+
+        for index, image in zip(indices, draw(text, indices, report), strict=True):
             name = f"{words_of(text)}-{index}.png"
             with atomic_output(cell.folder / name, force=True) as file:
                 image.save(file, "PNG")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -28,8 +28,23 @@ class Studio:
         concept = [parse_prompt(config.concept_prompt, subjects=len(bundles))]
         self.sampler = Sampler(base, opened, class_words, concept, config)
 
-    def draw(self, config: Config, weights: tuple[float, ...], text: str, indices: Sequence[int]) -> list[Image.Image]:
-        """Pictures j of a prompt; each has the noise of seed + j. The weights are the subjects', and sum to 1."""
+    def draw(
+        self,
+        config: Config,
+        weights: tuple[float, ...],
+        text: str,
+        indices: Sequence[int],
+        progress: Callable[[float], None],
+    ) -> list[Image.Image]:
+        """Pictures j of a prompt; each has the noise of seed + j.
+
+        Args:
+            config: its section `sample` decides.
+            weights: of the subjects, which sum to 1.
+            text: the prompt.
+            indices: the numbers j.
+            progress: called with the share that is done.
+        """
         if weights != self.weights:
             self.sampler.weigh(weights)
             self.weights = weights
@@ -40,18 +55,31 @@ class Studio:
         scales = tuple(config.sample.subject_guidance[0] * weight for weight in weights)
         size, images = config.sample.batch_size, []
         for first in range(0, len(indices), size):
-            images += self.sampler.draw_batch(tokens, scales, indices[first : first + size], lambda _: None)
+            part = indices[first : first + size]
+
+            def report(steps: int, before: int = first, count: int = len(part)) -> None:
+                progress((before + count * steps / len(self.sampler.timesteps)) / len(indices))
+
+            images += self.sampler.draw_batch(tokens, scales, part, report)
         return images
 
 
-def draw_text(model: TextToImage, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
+def draw_text(
+    model: TextToImage, cell: Cell, text: str, indices: Sequence[int], progress: Callable[[float], None]
+) -> list[Image.Image]:
     """The base model alone, with the class word or the description for S*, at the method's text guidance."""
     settings = cell.config.sample
     words = cell.subject.description if cell.method.kind == DESCRIBED else cell.config.class_word
     prompt = parse_prompt(text).twin([words])
-    return model.draw(prompt, indices, settings, settings.text_guidance, cell.config.seed)
+
+    def report(done: int) -> None:
+        progress(done / len(indices))
+
+    return model.draw(prompt, indices, settings, settings.text_guidance, cell.config.seed, report)
 
 
-def draw_world(study: Study, cell: Cell, text: str, indices: Sequence[int]) -> list[Image.Image]:
+def draw_world(
+    study: Study, cell: Cell, text: str, indices: Sequence[int], _: Callable[[float], None]
+) -> list[Image.Image]:
     """The face world's renderer: the ceiling."""
     return [drawn(cell.subject.seed, study.asks(text), index) for index in indices]

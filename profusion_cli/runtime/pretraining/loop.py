@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from profusion_cli.dataset import Dataset
 from profusion_cli.errors import DeviceError, InputError, Interrupted, OutputError
 from profusion_cli.listener import Listener
+from profusion_cli.pace import Smoothed, clock
 from profusion_cli.runtime.fitting import REPEATED, Step, fit
 from profusion_cli.runtime.pretraining.batches import Batches
 from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
@@ -137,22 +138,17 @@ def run_steps(
         )
         with listener.progress("Pre-training", own.steps) as progress:
             progress(trainer.start, "")
-            begun, first = time.perf_counter(), trainer.start
+            begun, first, smoothed = time.perf_counter(), trainer.start, Smoothed()
             for step, rate in train(trainer, encodings, batches, work, listener):
-                progress(step.number, f"loss {step.loss:.4f}, {rate:.1f} samples/s")
+                loss = smoothed(step.loss)
+                progress(step.number, f"loss {loss:.3f}, {rate:.1f} samples/s")
                 if step.repeated:
                     listener.note(f"Step {step.number}: {REPEATED}")
                 last = (step, (step.number - first) * own.batch_size / (time.perf_counter() - begun))
                 if step.number % own.checkpoint_every == 0:
                     left = (own.steps - step.number) * own.batch_size / last[1]
                     listener.note(
-                        f"Step {step.number} of {own.steps}: loss {step.loss:.4f}, {last[1]:.1f} samples/s, "
-                        f"{_duration(left)} left."
+                        f"Step {step.number} of {own.steps}: loss {loss:.4f}, {last[1]:.1f} samples/s, "
+                        f"{clock(left)} left."
                     )
     return last
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -132,7 +132,7 @@ def pretrain(
     cached = cache_folder(cache)
     with contextlib.ExitStack() as stack:
         # entered first: once the processes know of one another, transformers writes a random base in one of them only
-        base = stack.enter_context(BaseModel(config.base, placement))
+        base = stack.enter_context(BaseModel(config.base, placement, listener))
         accelerator = make_accelerator(placement, parts)
         base.placement = replace(placement, device=accelerator.device)
         stack.enter_context(lost_processes(accelerator.num_processes))
