@@ -11,7 +11,7 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config
 from profusion_cli.errors import out_of_memory
 from profusion_cli.evaluation.cells import work
-from profusion_cli.evaluation.cells.work import Meter, Part
+from profusion_cli.evaluation.cells.work import Meter, Within
 from profusion_cli.files import read_source
 from profusion_cli.images import decode_photo
 from profusion_cli.jobs import promptnet, subject, views
@@ -33,7 +33,7 @@ def make_views(photo: Path, target: Path, meter: Meter, config: Config) -> None:
     """
     own = _with_the_presets(config, "sample", "pretrain", "finetune", "promptnet")
     with _memory("Lower augment.batch_size under `settings` in the study."):
-        listener = Part(meter, [work.views(own)])
+        listener = Within(meter, [work.views(own)])
         made = views.make_views(decode_photo(read_source(str(photo)), str(photo)), own, listener=listener)
     made.save(target, force=True)
 
@@ -54,7 +54,7 @@ def make_subject(source: Path, target: Path, meter: Meter, config: Config, *, au
     own, data = _with_the_presets(config, "sample", "pretrain"), read_source(str(source))
     given = read_bundle(data, str(source)) if augmented else decode_photo(data, str(source))
     with _memory("Raise finetune.gradient_accumulation under `settings` in the study."):
-        made = subject.make_subject([given], own, augment=False, listener=Part(meter, work.tuning(own)))
+        made = subject.make_subject([given], own, augment=False, listener=Within(meter, work.tuning(own)))
     made.save(target, force=True)
 
 
@@ -89,7 +89,7 @@ def make_promptnet(pictures: str | Path, target: Path, folder: Path, cache: Path
             cache=cache,
             resume=resume,
             force=not resume,
-            listener=Part(meter, work.pretraining(own)),
+            listener=Within(meter, work.pretraining(own)),
         )
     made.save(target, force=True)
 

@@ -91,7 +91,7 @@ class Meter:
         self.reach(before + work)
 
 
-class Part(Output):
+class Within(Output):
     """Of a job within a run only how far it is is heard of.
 
     Args:
