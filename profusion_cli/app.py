@@ -23,9 +23,10 @@ from profusion_cli.commands import (
     pretrain,
     sample,
 )
-from profusion_cli.console import download_bars, print_error
+from profusion_cli.console import Output, download_bars, print_error
 from profusion_cli.errors import ProfusionError, out_of_memory
 from profusion_cli.interrupts import interrupts_as_such, stop_if_asked, tell_interrupted
+from profusion_cli.listener import hearing
 from profusion_cli.options import tell_defaults
 
 INTERRUPTED = 130
@@ -81,7 +82,8 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
-        with download_bars(not ctx.params.get("quiet") and _is_first_process()):
+        told = not ctx.params.get("quiet") and _is_first_process()
+        with download_bars(told), hearing(Output(quiet=not told)):
             return super().invoke(ctx)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 LOGGER = logging.getLogger("profusion")
 
@@ -43,3 +44,20 @@ class Listener:
 
 
 LOGGED = Listener()
+
+_hears: ContextVar[Listener] = ContextVar("hears", default=LOGGED)
+
+
+@contextmanager
+def hearing(listener: Listener) -> Iterator[None]:
+    """Who hears, while the block runs, of what happens too deep inside to be handed a listener, such as downloads."""
+    token = _hears.set(listener)
+    try:
+        yield
+    finally:
+        _hears.reset(token)
+
+
+def who_hears() -> Listener:
+    """See `hearing`; else the logger."""
+    return _hears.get()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from profusion_cli.app import app
 from profusion_cli.bundle import make_bundle
+from tests.hub_server import PIECE, StandIn, serving
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REFERENCE = SHARED / "reference"
@@ -158,6 +159,21 @@ def base_folder(work: Path) -> Path:
     folder = work / "base"
     build_random_base(folder)
     return folder
+
+
+@pytest.fixture
+def hub(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in for the Hub, of which every repository holds the tiny base model; and an empty cache."""
+    from huggingface_hub import constants
+
+    with serving(base_folder) as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+        template = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", PIECE)
+        yield served
 
 
 @pytest.fixture(scope="session")

@@ -14,16 +14,18 @@ import torch
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, ComponentConfig, RandomConfig
-from profusion_cli.errors import ConfigError, DeviceError, UnavailableError
+from profusion_cli.errors import ConfigError, DeviceError, OutputError, UnavailableError
 from profusion_cli.presets import resolve_config
 from profusion_cli.runtime import device
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import is_out_of_memory, resolve_device, resolve_placement
-from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.finding import find_files
+from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.parts import PARTS as TABLE
 from profusion_cli.runtime.random_base import write_clip_tokenizer
 from tests.conftest import REFERENCE, needs_reference, ok, run
+from tests.hub_server import COMMIT
 
 COMPUTES_BFLOAT16 = device.cpu_computes_bfloat16  # before conftest.py puts another in its place
 PARTS = ("unet", "vae", "text_encoder", "vision")
@@ -309,64 +311,18 @@ def test_a_hub_id_that_is_not_at_hand(photo, tmp_path, monkeypatch):
         find_files(Source("./nowhere", None, "unet", "--base-model FOLDER"), "The UNet", ("config.json",))
 
 
-@pytest.fixture
-def hub(base_folder, tmp_path, monkeypatch):
-    """A Hub in a folder: `served` lists what was asked of the network; `down` switches it off."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    class Hub:
-        cache = tmp_path / "cache" / "snapshots" / "0123abc"
-
-        def __init__(self) -> None:
-            self.folder = base_folder
-            self.served: list[str] = []
-            self.absent: set[str] = set()
-            self.down = False
-            self.failure: Exception | None = None
-
-        def __call__(self, repo, name, subfolder=None, revision=None, local_files_only=False):
-            relative = Path(subfolder or "") / name
-            if (self.cache / relative).is_file():
-                return str(self.cache / relative)
-            if local_files_only:
-                raise LocalEntryNotFoundError("not cached")
-            self.served.append(str(relative))
-            if self.down:
-                raise LocalEntryNotFoundError("no network")
-            if self.failure is not None:
-                raise self.failure
-            if not (self.folder / relative).is_file():
-                self.absent.add(str(relative))
-                raise EntryNotFoundError("404")
-            (self.cache / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.folder / relative, self.cache / relative)
-            return str(self.cache / relative)
-
-        def known(self, repo, path, revision=None):
-            return huggingface_hub._CACHED_NO_EXIST if path in self.absent else None
-
-    fake = Hub()
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", fake.known)
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return fake
-
-
 def test_a_hub_model_is_downloaded_once_and_then_needs_no_network(hub):
     first = base_at(Path("some/model"))
     assert first.fingerprints(*PARTS)
-    assert first.manifest({})["revision"] == "0123abc"
+    assert first.manifest({})["revision"] == COMMIT
     assert first.tokenizer.pad_token_id == 0
-    assert "tokenizer/special_tokens_map.json" in hub.served
-    hub.served.clear()
+    assert "tokenizer/special_tokens_map.json" in hub.paths()
+    hub.asked.clear()
     hub.down = True
     again = base_at(Path("some/model"))
     assert again.fingerprints(*PARTS) == first.fingerprints(*PARTS)
     assert again.tokenizer.pad_token_id == 0
-    assert hub.served == []
+    assert hub.asked == []
 
 
 def test_a_download_that_was_cut_off_is_made_whole(hub, tmp_path):
@@ -374,29 +330,38 @@ def test_a_download_that_was_cut_off_is_made_whole(hub, tmp_path):
     there = hub.folder / "tokenizer" / "special_tokens_map.json"
     there.rename(tmp_path / "later")
     assert base_at(Path("some/model")).tokenizer.pad_token_id != 0
-    hub.absent.clear()  # as if the process had ended before it asked for the file
+    shutil.rmtree(
+        tmp_path / "cache" / "models--some--model" / ".no_exist"
+    )  # as if the process had ended before it asked for the file
     (tmp_path / "later").rename(there)
     hub.down = True
     assert base_at(Path("some/model")).tokenizer.pad_token_id != 0  # works without what cannot be had
     hub.down = False
     assert base_at(Path("some/model")).tokenizer.pad_token_id == 0
-    hub.served.clear()
+    hub.asked.clear()
     assert base_at(Path("some/model")).tokenizer.pad_token_id == 0
-    assert hub.served == []
+    assert hub.asked == []
 
 
-def test_what_a_failing_download_says(hub):
+def test_what_a_failing_download_says(hub, monkeypatch):
     import errno
+
+    def fails(error):
+        def get(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr("profusion_cli.runtime.downloads.http_get", get)
 
     hub.down = True
     with pytest.raises(UnavailableError, match="could not be downloaded"):
         base_at(Path("some/model")).files("unet")
-    assert len(hub.served) == 1
-    hub.down, hub.failure = False, ConnectionResetError("gone")
+    assert len(hub.asked) == 1
+    hub.down = False
+    fails(ConnectionResetError("gone"))
     with pytest.raises(UnavailableError, match="could not be downloaded"):
         base_at(Path("some/model")).files("unet")
-    hub.failure = OSError(errno.ENOSPC, "full")
-    with pytest.raises(UnavailableError, match="does not fit on the disk"):
+    fails(OSError(errno.ENOSPC, "full"))
+    with pytest.raises(OutputError, match="does not fit on the disk"):
         base_at(Path("some/model")).files("unet")
 
 
@@ -404,7 +369,7 @@ def test_what_a_failing_download_says(hub):
 def test_what_cannot_be_a_hub_id_is_not_asked_for(hub, name):
     with pytest.raises(UnavailableError, match="no Hub id"):
         find_files(Source(name, None, "", "--promptnet FILE"), "The PromptNet", ("config.json",))
-    assert hub.served == []
+    assert hub.asked == []
 
 
 def test_no_promptnet_for_the_preset(photo, tmp_path, base_folder):

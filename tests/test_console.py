@@ -50,6 +50,7 @@ def test_downloads_show_their_bars_on_a_terminal_that_is_not_quiet(
         raise LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
     monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from profusion_cli.evaluation.metrics import Metric, Remembered, Similarity, chosen_models, loading, text_option
 from profusion_cli.presets import local_path
-from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.finding import find_files
+from profusion_cli.runtime.hub import Source
 
 MODELS = {
     "RN50": ("CLIP RN50", "timm/resnet50_clip.openai"),

@@ -20,7 +20,8 @@ from profusion_cli.errors import UnavailableError
 from profusion_cli.evaluation.metrics import Metric, Remembered, Similarity, chosen_models, loading, text_option
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import quiet_libraries
-from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.finding import find_files
+from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.parts import TRANSFORMERS_WEIGHTS
 
 MODELS = {"DINOv2": "facebook/dinov2-base", "DINO": "facebook/dino-vits16"}

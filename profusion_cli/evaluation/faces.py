@@ -39,7 +39,8 @@ from profusion_cli.evaluation.metrics import (
     unknown,
 )
 from profusion_cli.presets import local_path
-from profusion_cli.runtime.hub import Source, find_files
+from profusion_cli.runtime.finding import find_files
+from profusion_cli.runtime.hub import Source
 
 MODELS = {
     "VGG-Face": "vgg_face_weights.pth",

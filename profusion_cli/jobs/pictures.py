@@ -128,8 +128,10 @@ def _draw(
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
         from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.needs import DRAWS, base_needs, provide
         from profusion_cli.runtime.sampling import Sampler
 
+    provide(base_needs(config, DRAWS))
     with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
         sampler = Sampler(base, subjects, class_words, prompts, config)
         for warning in sampler.warnings():
@@ -228,8 +230,10 @@ def _draw_way(
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
         from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.needs import DRAWS, base_needs, provide
         from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
 
+    provide(base_needs(config, DRAWS))
     shares = frame_weights(frames, len(subjects))
     with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
         sampler = Sampler(base, subjects, class_words, [prompt], config)

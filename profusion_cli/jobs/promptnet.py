@@ -49,7 +49,9 @@ def pretrain(
     if config.base.random is not None:
         listener.warn("The base model has random weights: it exercises every step, and draws noise.")
     with listener.working(LIBRARIES):
+        from profusion_cli.runtime.needs import base_needs, provide
         from profusion_cli.runtime.pretraining.run import pretrain
 
+    provide(base_needs(config))
     name = Path(images[0]).name or images[0]
     return pretrain(config, listing, name, remember(config), work, cache, resume, force, listener)

@@ -136,8 +136,10 @@ def make_subject(
         return kept(augmented.images, drop)
 
     with listener.working(LIBRARIES):
+        from profusion_cli.runtime.needs import finetuning_needs, provide
         from profusion_cli.runtime.subjects import tune_subject
 
+    provide(finetuning_needs(config, augments=moved is not None))
     tuned = tune_subject(config, read.squares, further, listener)
     manifest = {
         "kind": "subject",

@@ -139,6 +139,11 @@ def make_views(
     photo = as_photo(photo)
     moved = move(photo, config, region or Region(), listener)
     warn_if_random_inpainting(config, listener)
+    if config.augment.inpaint:
+        with listener.working(LIBRARIES):
+            from profusion_cli.runtime.needs import inpainting_needs, provide
+
+        provide(inpainting_needs(config))
     augmented, origin = fill_backgrounds(moved.augmented, config, listener)
     manifest = {
         "base": origin,

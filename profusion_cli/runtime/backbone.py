@@ -21,10 +21,10 @@ from profusion_cli.errors import ConfigError, UnavailableError
 from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.device import Placement, is_out_of_memory
+from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import (
     Files,
     Source,
-    find_files,
     fingerprint,
     fingerprint_of,
 )

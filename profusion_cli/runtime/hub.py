@@ -1,30 +1,27 @@
-"""Finding model files: a local folder in diffusers' layout, or a Hub id; and what to say when they are not there."""
+"""Model files where they lie: a local folder in diffusers' layout, or the Hub's cache; and what is in them."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, constants
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from profusion_cli.console import shows_download_bars
 from profusion_cli.errors import UnavailableError
 from profusion_cli.presets import local_path
+from profusion_cli.runtime.downloads import file_sha256, hub_reports
 
 SAMPLED_VALUES = 64
 
@@ -74,18 +71,19 @@ class Files:
         return {"use_safetensors": ".safetensors" in name, "variant": "fp16" if ".fp16." in name else None}
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".pfz")
 
 
-def _missing(source: Source, what: str) -> UnavailableError:
+def missing(source: Source, what: str) -> UnavailableError:
+    """What to say of something that is not there."""
     if source.is_local:
         folder = Path(local_path(source.id)) / source.subfolder
         return UnavailableError(
             f"{what} is not in the folder '{folder}'.",
             f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
         )
-    if not _is_hub_id(source.id):
+    if not is_hub_id(source.id):
         return UnavailableError(
             f"There is no file or folder '{source.id}', and it is no Hub id.",
             f"Check the name, or point to an existing folder with {source.option}.",
@@ -103,19 +101,20 @@ def _missing(source: Source, what: str) -> UnavailableError:
     )
 
 
-def _at_hand(source: Source, name: str) -> Path | None:
+def at_hand(source: Source, name: str) -> Path | None:
     """A file in the folder or in the Hub's cache, without asking the network."""
     if source.is_local:
         path = Path(local_path(source.id)) / source.subfolder / name
         return path if path.is_file() else None
     try:
-        return _hub_file(source, name, local_files_only=True)
+        return hub_file(source, name, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
 
-def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
-    with _hub_reports(shows_download_bars()):
+def hub_file(source: Source, name: str, local_files_only: bool) -> Path:
+    """A file of a Hub id, from the Hub's cache, or else fetched by the Hub's client, whose errors it raises."""
+    with hub_reports(shows_download_bars()):
         return Path(
             huggingface_hub.hf_hub_download(
                 source.id,
@@ -127,119 +126,6 @@ def _hub_file(source: Source, name: str, local_files_only: bool) -> Path:
         )
 
 
-@contextlib.contextmanager
-def _hub_reports(bars: bool) -> Iterator[None]:
-    """Keep the Hub client's warnings off the terminal, and its bars unless they are wanted; then all is as before.
-
-    Transformers switches the Hub's bars off with its own, so they may have to be switched on. What the user's
-    environment says of either (HF_HUB_VERBOSITY, HF_HUB_DISABLE_PROGRESS_BARS) goes first.
-    """
-    level = hub_logging.get_verbosity()
-    switch, back = (
-        (enable_progress_bars, disable_progress_bars) if bars else (disable_progress_bars, enable_progress_bars)
-    )
-    differs = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and are_progress_bars_disabled() == bars
-    if "HF_HUB_VERBOSITY" not in os.environ:
-        hub_logging.set_verbosity_error()
-    if differs:
-        switch()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(level)
-        if differs:
-            back()
-
-
-def _download(source: Source, name: str, what: str) -> Path | None:
-    """A file from the Hub, or None where the repository does not have it.
-
-    Raises:
-        UnavailableError: the repository cannot be reached or read, or the disk is full.
-    """
-    if source.is_local or constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        return _hub_file(source, name, local_files_only=False)
-    except LocalEntryNotFoundError as error:  # not reachable; a kind of EntryNotFoundError
-        raise _missing(source, what) from error
-    except EntryNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UnavailableError(
-                f"{what} of '{source}' does not fit on the disk of the cache '{constants.HF_HUB_CACHE}'.",
-                "Free some space, or set HF_HOME to a folder on another disk.",
-            ) from error
-        raise _missing(source, what) from error
-    except Exception as error:  # the transports below the Hub's client have types of their own
-        raise _missing(source, what) from error
-
-
-def find_files(
-    source: Source, what: str, required: Sequence[str], weights: Sequence[str] = (), optional: Sequence[str] = ()
-) -> Files:
-    """Find (and for a Hub id download) the files of one part. What is in the cache is taken without a network.
-
-    Args:
-        source: where to look.
-        what: its name in messages, for example "The UNet".
-        required: files without which there is nothing.
-        weights: names of weights files, the first one found is taken; a sharded file through its index.
-        optional: further files, downloaded where they are not in the cache and the repository has them. Where it
-            cannot be asked, and the required ones are at hand, it goes without them.
-
-    Raises:
-        UnavailableError: naming the id, the folder looked in, offline mode, and the option for a folder.
-    """
-    if not source.is_local and not _is_hub_id(source.id):
-        raise _missing(source, what)
-    downloaded = False
-
-    def need(name: str) -> Path:
-        nonlocal downloaded
-        path = _at_hand(source, name)
-        if path is None:
-            path, downloaded = _download(source, name, f"{what} ({name})"), True
-        if path is None:
-            raise _missing(source, f"{what} ({name})")
-        return path
-
-    folder = [need(name) for name in required][-1].parent
-    found = None
-    if weights:
-        candidates = [variant for name in weights for variant in (name, f"{name}.index.json")]
-        found = next((name for name in candidates if _at_hand(source, name)), None)
-        if found is None:
-            found = next((name for name in candidates if _download(source, name, f"{what} ({name})")), None)
-        if found is None:
-            raise _missing(source, f"{what} ({weights[0]})")
-        folder = need(found).parent
-        if found.endswith(".index.json"):
-            for shard in shard_names(folder / found):
-                need(shard)
-    commit = None
-    if not source.is_local and "snapshots" in folder.parts:
-        commit = folder.parts[folder.parts.index("snapshots") + 1]
-    same = replace(source, revision=commit or source.revision)  # a branch may have moved on since
-    for name in optional:
-        if not (folder / name).is_file() and not _known_not_to_have(same, name):
-            try:
-                _download(same, name, what)
-            except UnavailableError:
-                if downloaded:
-                    raise
-    return Files(folder, found, commit)
-
-
-def _known_not_to_have(source: Source, name: str) -> bool:
-    """Whether the Hub's cache remembers that a repository does not have a file; a folder says it by itself."""
-    if source.is_local:
-        return True
-    path = f"{source.subfolder}/{name}" if source.subfolder else name
-    return huggingface_hub.try_to_load_from_cache(source.id, path, revision=source.revision) is _CACHED_NO_EXIST
-
-
 def shard_names(index: Path) -> list[str]:
     """File names of a sharded checkpoint, from its index."""
     return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -249,12 +135,6 @@ def weight_paths(files: Files) -> list[Path]:
     """The weights files of a part: one, or its shards."""
     path = files.folder / files.weights
     return [files.folder / name for name in shard_names(path)] if path.name.endswith(".index.json") else [path]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_sha256(place: Path) -> dict[str, str]:

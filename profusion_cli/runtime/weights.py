@@ -14,16 +14,16 @@ from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, VIEWS_FILE, WORD_FILE
-from profusion_cli.config import PromptNetSource
+from profusion_cli.config import BaseConfig, PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import (
     Files,
     Source,
     file_sha256,
-    find_files,
     load_bin,
     weight_paths,
 )
@@ -229,12 +229,20 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
         pretrained = bundle.manifest["config"].get("pretrain")
         embedding_l2 = pretrained.get("embedding_l2", 0.0) if isinstance(pretrained, dict) else 0.0
         return LoadedPromptNet(promptnet, origin, (bundle.sha256,), embedding_l2)
-    place, revision = (
-        (base.config.id, base.config.revision) if config.weights == BESIDE_BASE else (config.weights, config.revision)
-    )
-    source = Source(place, revision, config.subfolder, "--promptnet FILE|FOLDER")
+    source = official_source(config, base.config)
     promptnet, _, hashes = read_official(source, config.sha256)
-    return LoadedPromptNet(promptnet, {"weights": place, "files": hashes})
+    return LoadedPromptNet(promptnet, {"weights": source.id, "files": hashes})
+
+
+def official_source(config: PromptNetSource, base: BaseConfig) -> Source | None:
+    """Where a PromptNet in the authors' layout comes from; None: it is a bundle, untrained, or there is none."""
+    if config.weights in (None, UNTRAINED) or local_path(config.weights) == STDIO:
+        return None
+    if os.path.isfile(local_path(config.weights)):
+        return None
+    beside = config.weights == BESIDE_BASE
+    place, revision = (base.id, base.revision) if beside else (config.weights, config.revision)
+    return Source(place, revision, config.subfolder, "--promptnet FILE|FOLDER")
 
 
 def check_fit(promptnet: PromptNet, base: BaseModel, with_vision: bool = True) -> None:
