@@ -19,12 +19,22 @@ MACHINE = ("device", "dtype", "seed")
 """Keys that every command that computes takes."""
 
 PRESET_HELP = "Base model and defaults: a shipped preset (see `profusion presets`) or a YAML file."
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """The shipped presets whose names begin so, for the shell's completion."""
+    from profusion_cli.presets import shipped_presets
+
+    return [name for name in shipped_presets() if name.startswith(incomplete)]
+
+
 Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
         metavar="NAME|FILE",
         help=PRESET_HELP,
+        autocompletion=preset_names,
         rich_help_panel=CONFIGURATION,
     ),
 ]
@@ -54,7 +64,11 @@ BoxOption = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved configuration as YAML and stop.", rich_help_panel=CONFIGURATION),
+    typer.Option(
+        "--dry-run",
+        help="Check all that needs no model, print the resolved configuration as YAML, and stop.",
+        rich_help_panel=CONFIGURATION,
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output files.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]

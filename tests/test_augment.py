@@ -584,15 +584,23 @@ def test_several_photos_are_views_as_they_are_and_bundles_may_join(photo, augmen
 
 
 def test_a_bundle_of_another_resolution(augmented, tmp_path):
-    result = run("finetune", augmented, "--set", "base.resolution=64", "-o", tmp_path / "x.pfz")
-    assert result.exit_code == 4
-    assert "128" in result.stderr
+    for dry in ((), ("--dry-run",)):
+        result = run("finetune", augmented, "--set", "base.resolution=64", "-o", tmp_path / "x.pfz", *dry)
+        assert result.exit_code == 4
+        assert "128" in result.stderr
+
+
+def test_a_dry_run_finds_views_to_drop_that_are_not_there(augmented, photo, tmp_path):
+    for arguments in ((augmented,), (photo, *TINY)):
+        result = run("finetune", *arguments, "--drop", 9, "--dry-run", "-o", tmp_path / "x.pfz")
+        assert result.exit_code == 2 and not result.stdout, result.stderr
 
 
 def test_a_preset_beats_the_bundle_but_for_the_augmentation(augmented, tmp_path):
-    result = ok("finetune", augmented, "--preset", "sd2", "--dry-run", "-o", tmp_path / "x.pfz")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": {"id": "my-base", "resolution": 128}}))
+    result = ok("finetune", augmented, "--preset", tmp_path / "mine.yaml", "--dry-run", "-o", tmp_path / "x.pfz")
     config = yaml.safe_load(result.stdout)
-    assert config["base"]["resolution"] == 512
+    assert config["base"]["id"] == "my-base"
     assert config["class_word"] == "a toy"
     assert config["augment"]["views"] == 3
     assert yaml.safe_load(ok("finetune", augmented, "--dry-run", "-o", "x.pfz").stdout)["base"]["id"] == "tiny-random"

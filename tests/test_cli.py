@@ -86,6 +86,8 @@ def test_completion_is_installed_and_completes(tmp_path):
     assert "_PROFUSION_COMPLETE" in "".join(path.read_text() for path in tmp_path.rglob("*profusion*"))
     told = profusion(_PROFUSION_COMPLETE="complete_bash", COMP_WORDS="profusion fine", COMP_CWORD="1")
     assert told.split() == ["finetune"]
+    told = profusion(_PROFUSION_COMPLETE="complete_bash", COMP_WORDS="profusion sample --preset face", COMP_CWORD="3")
+    assert told.split() == ["faceworld"]
 
 
 # --- bad input -----------------------------------------------------------------------------------------------

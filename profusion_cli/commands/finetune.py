@@ -185,13 +185,14 @@ def finetune(
     check_apart([*photos, mask or "", promptnet or ""], [target])
     check_bundle_target(target, force, as_json)
 
-    from profusion_cli.jobs.subject import make_subject
+    from profusion_cli.jobs.subject import check_inputs, make_subject
 
     pictures = [
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
     ]
     if dry_run:
+        check_inputs(pictures, config, not no_augment, dropped)
         print_config(config)
         return
     made = make_subject(pictures, config, augment=not no_augment, region=region, drop=dropped, listener=output)

@@ -28,6 +28,7 @@ def describe(source: str) -> dict[str, Any]:
         return describe_folder(Path(source))
     from profusion_cli.bundle import looks_like_bundle, read_bundle
     from profusion_cli.images import decode_photo, read_png_record
+    from profusion_cli.images.opening import is_safetensors
 
     data, name = read_source(source), display_name(source)
     entry: dict[str, Any] = {"file": name, "sha256": sha256_of(data), "size": len(data)}
@@ -41,6 +42,8 @@ def describe(source: str) -> dict[str, Any]:
             pass
         else:
             return {**entry, "is": "picture made by profusion", "parameters": parameters, "record": record}
+    if is_safetensors(data):
+        raise InputError(f"'{name}' holds weights (safetensors) by themselves.", "Give a bundle or a picture.")
     photo = decode_photo(data, name)
     return {**entry, "is": "photo", "width": photo.image.width, "height": photo.image.height}
 

@@ -8,13 +8,17 @@ import typer
 
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.options import Json
+from profusion_cli.options import Json, preset_names
 
 
 def presets(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Show this preset: its file, of which a copy works like a shipped one."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="Show this preset: its file, of which a copy works like a shipped one.",
+            autocompletion=preset_names,
+        ),
     ] = None,
     keys: Annotated[
         bool, typer.Option("--keys", help="List every key of the configuration: type, range, default and help.")

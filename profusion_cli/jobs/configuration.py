@@ -51,12 +51,12 @@ def configure(
         listener: who hears of a seed drawn at random, and of what a preset takes from a bundle's place.
     """
     flags = _with_seed(flags, listener)
-    if preset is not None and remembered is not None and "sample" in remembered:
-        listener.note(f"The sampling settings are those of the preset '{preset}'; all else is the bundle's.")
     other_base = flags.get("base.id")
     config = resolve_config(
         preset, remembered, {key: value for key, value in flags.items() if key != "base.id"}, settings or ()
     )
+    if preset is not None and remembered is not None and "sample" in remembered:
+        listener.note(f"The sampling settings are those of the preset '{preset}'; all else is the bundle's.")
     base = config.base
     if other_base is not None:
         base = replace(base, id=other_base, revision=None, random=None)

@@ -85,6 +85,13 @@ def is_augmented(inputs: Sequence[Photo | Bundle], config: Config) -> bool:
     return len(inputs) == 1 and isinstance(inputs[0], Photo) and own.method == PROFUSION and own.steps > 0
 
 
+def check_inputs(inputs: Sequence[Photo | Bundle], config: Config, augment: bool, drop: Sequence[int]) -> None:
+    """All of `make_subject` that can be found wrong with its inputs without a model; see there."""
+    _read(inputs, config, drop)
+    if augment and is_augmented(inputs, config):
+        check_drop(drop, config.augment.views)
+
+
 def make_subject(
     photos: Sequence[Photo | Image.Image | Bundle],
     config: Config,

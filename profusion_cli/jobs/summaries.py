@@ -124,7 +124,7 @@ def _subject(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         "of": shown(own("config", "class_word")),
         "base": _base(manifest),
-        "method": _joined(shown(tuning("method")), _told("trained: {}", tuning("train"))),
+        "method": _joined(shown(tuning("method")), _told("{} trained", tuning("train"))),
         "training": "none" if tuning("steps") == 0 else training,
         "views": _views(own("augmentation")),
         "promptnet": shown(own("promptnet_source", "weights")),
@@ -166,7 +166,7 @@ def _picture(record: Any) -> dict[str, Any]:
     names = [shown(find(subject, "name")) for subject in subjects] if isinstance(subjects, list) else []
     return {
         "prompt": shown(own("prompt")),
-        "seed": shown(own("seed")),
+        "seed": own("seed") if isinstance(own("seed"), int) else None,
         "subjects": shown(names),
         "base": shown(own("base", "id")),
         "drawn with": _sampling(own("sample")),
