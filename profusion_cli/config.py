@@ -65,6 +65,10 @@ class RandomConfig:
     seed: int = setting("Seed of the weights.", 0, 0, SEEDS)
 
 
+BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vision")
+"""The fields of `BaseConfig` that are parts of the base model."""
+
+
 @dataclass(frozen=True)
 class BaseConfig:
     """The frozen base model, in diffusers' folder layout: a folder or a Hub id."""
@@ -95,6 +99,13 @@ class BaseConfig:
     words: tuple[str, ...] = setting(
         "The words that the text encoder was taught, where they are few; others in a prompt are warned of.", ()
     )
+
+    def place(self, part: str) -> tuple[str, str | None, str]:
+        """From where a part comes: a folder or Hub id, revision and sub-folder; its own, else the base model's."""
+        own: ComponentConfig = getattr(self, part)
+        if own.id:
+            return own.id, own.revision, own.subfolder
+        return self.id, own.revision or self.revision, own.subfolder
 
 
 @dataclass(frozen=True)

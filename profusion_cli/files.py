@@ -171,13 +171,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
+def locked(folder: Path, message: str, hint: str, wait: float = 0) -> Iterator[None]:
     """Keep other processes out of a folder, by a file in it that goes when the block ends; not where the file system
     knows no locks.
 
     Args:
         folder: one that is there.
         message, hint: of the error.
+        wait: so many seconds for the other process.
 
     Raises:
         OutputError: another process has locked it, or it cannot be written.
@@ -186,7 +187,7 @@ def locked(folder: Path, message: str, hint: str) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise OutputError(message, hint) from None
     except OSError as error:

@@ -62,6 +62,14 @@ BoxOption = Annotated[
         "--box", metavar="X,Y,W,H", help="The subject fills this box of the photo.", rich_help_panel=AUGMENTATION
     ),
 ]
+TrustBase = Annotated[
+    bool,
+    typer.Option(
+        "--trust-base",
+        help="Load models from wherever the bundle says, and ask no more about these places.",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -112,7 +120,7 @@ def takes(*names: str, without: tuple[str, ...] = ()) -> Callable[[Callable[...,
     return decorate
 
 
-SHARED = ("preset", "settings", "dry_run", "force", "as_json", "quiet")
+SHARED = ("preset", "settings", "trust_base", "dry_run", "force", "as_json", "quiet")
 """Parameters that stand behind the keys' own."""
 
 

@@ -108,6 +108,16 @@ def _same_on_every_cpu() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _consents_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own configuration folder is left alone, by the processes that tests start too."""
+    folder = tmp_path_factory.mktemp("configuration")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.get_app_dir", lambda name: str(folder / name))
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        yield
+
+
 def like_float16(monkeypatch: pytest.MonkeyPatch, trains: ModuleType, steepness: float = 1.0) -> None:
     """Train as on a GPU in float16: losses are scaled, and steps whose gradients overflow are skipped.
 

@@ -150,6 +150,7 @@ def finetune(
     box: options.BoxOption = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
+    trust_base: options.TrustBase = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -164,6 +165,7 @@ def finetune(
     augment`; several photos are views already and are trained on as they are.
     """
     from profusion_cli.jobs.configuration import configure
+    from profusion_cli.jobs.trust import check_trusted
 
     started = time.perf_counter()
     output = Output(quiet, as_json)
@@ -172,6 +174,8 @@ def finetune(
     inputs = read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     config = configure(preset, remembered_of(bundles, preset), flags, settings, output)
+    if trust_base and not bundles:
+        raise UsageError("--trust-base has no effect where no bundle says what to load.", "Leave it out.")
     given = {
         "--no-augment": no_augment,
         "--drop": drop is not None,
@@ -195,6 +199,8 @@ def finetune(
         check_inputs(pictures, config, not no_augment, dropped)
         print_config(config)
         return
+    if bundles:
+        check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
     made = make_subject(pictures, config, augment=not no_augment, region=region, drop=dropped, listener=output)
     made.save(target, force)
     if target != STDIO:

@@ -61,6 +61,7 @@ def interpolate(
     ] = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
+    trust_base: options.TrustBase = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -77,6 +78,7 @@ def interpolate(
     from profusion_cli.commands.picture_targets import check_useful, plan_frames, references
     from profusion_cli.jobs.configuration import configure, remembered_config
     from profusion_cli.jobs.pictures import check_way, draw_way
+    from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
@@ -96,6 +98,7 @@ def interpolate(
         if dry_run:
             print_config(config)
             return
+        check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
         for picture in pictures:
             drawn.append(picture)
             if paths != [target]:

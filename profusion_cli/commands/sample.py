@@ -58,6 +58,7 @@ def sample(
     ] = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
+    trust_base: options.TrustBase = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -73,6 +74,7 @@ def sample(
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
     from profusion_cli.jobs.configuration import configure, remembered_config
+    from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
     if prompts_file is None:
@@ -97,6 +99,7 @@ def sample(
         if dry_run:
             print_config(config)
             return
+        check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
         for picture in pictures:
             path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
             picture.save(path, force)

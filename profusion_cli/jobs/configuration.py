@@ -13,10 +13,12 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.config import SEEDS, Config, build_config
 from profusion_cli.errors import BundleError, ConfigError, UsageError
 from profusion_cli.listener import LOGGED, Listener
-from profusion_cli.presets import resolve_config
+from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 
 MACHINES_OWN = ("device", "dtype", "seed")
 """Keys that no bundle remembers."""
+HOW_MUCH = ("num_images", "batch_size", "width", "height")
+"""Keys of `sample` that a bundle does not decide: how much is drawn, and at once, is the user's affair."""
 RANDOM_SEED = -1
 """What asks for a seed drawn at random."""
 
@@ -94,7 +96,7 @@ def remember(config: Config) -> dict[str, Any]:
 
 
 def remembered_config(bundle: Bundle) -> dict[str, Any]:
-    """The configuration in a bundle's manifest.
+    """The configuration in a bundle's manifest, with as many pictures, and as large ones, as its preset draws.
 
     Raises:
         BundleError: it is none that this version understands.
@@ -106,7 +108,11 @@ def remembered_config(bundle: Bundle) -> dict[str, Any]:
             f"The configuration in '{bundle.name}' is not understood: {error.message}",
             "It was edited, or made by another version of profusion: make it again.",
         ) from None
-    return bundle.manifest["config"]
+    remembered = bundle.manifest["config"]
+    preset = remembered["preset"]
+    own = read_preset(preset).get("sample", {}) if preset in shipped_presets() else {}
+    sample = {key: value for key, value in remembered.get("sample", {}).items() if key not in HOW_MUCH}
+    return {**remembered, "sample": {**sample, **{key: own[key] for key in HOW_MUCH if key in own}}}
 
 
 def warn_if_random(config: Config, listener: Listener) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config, build_config
+from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import atomic_output
 from profusion_cli.images import encode_picture
-from profusion_cli.jobs.configuration import remembered_config, warn_if_random
+from profusion_cli.jobs.configuration import configure, remembered_config, warn_if_random
 from profusion_cli.jobs.lineage import picture_parameters, picture_record
+from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import subject_weights
@@ -78,14 +79,17 @@ def _config_of(subjects: Sequence[Bundle], config: Config | None) -> Config:
 
     Raises:
         UsageError: no subject.
-        BundleError: subjects of another kind, or on different base models.
+        BundleError: subjects of another kind, on different base models, or on one that nobody but the bundle names.
     """
     if not subjects:
         raise UsageError("There is no subject.", "Give one at least.")
     for bundle in subjects:
         bundle.require("subject")
     check_same_base(subjects)
-    return config or build_config(remembered_config(subjects[0]))
+    if config is None:
+        config = configure(None, remembered_config(subjects[0]), {})
+        check_trusted(config, subjects[0])
+    return config
 
 
 def draw(

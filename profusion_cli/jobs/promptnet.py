@@ -10,6 +10,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.dataset import list_pictures
 from profusion_cli.jobs.configuration import remember
+from profusion_cli.jobs.trust import remember_own
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 
 
@@ -54,4 +55,7 @@ def pretrain(
 
     provide(base_needs(config))
     name = Path(images[0]).name or images[0]
-    return pretrain(config, listing, name, remember(config), work, cache, resume, force, listener)
+    made, summary = pretrain(config, listing, name, remember(config), work, cache, resume, force, listener)
+    if made is not None:
+        remember_own(config, made.manifest["base"]["fingerprint"], listener)
+    return made, summary

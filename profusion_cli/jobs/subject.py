@@ -16,6 +16,7 @@ from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.images import Photo, crop_square, strip
 from profusion_cli.jobs.configuration import remember, warn_if_random
 from profusion_cli.jobs.photos import as_photo, photo_input
+from profusion_cli.jobs.trust import remember_own
 from profusion_cli.jobs.views import Region, fill_backgrounds, move, warn_if_random_inpainting
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.methods import PROFUSION
@@ -158,4 +159,5 @@ def make_subject(
         **tuned.manifest,
         "augmentation": read.record,
     }
+    remember_own(config, tuned.base["fingerprint"], listener)
     return make_bundle(manifest, tuned.files, preview_strip(read.squares))

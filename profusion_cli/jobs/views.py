@@ -24,6 +24,7 @@ from profusion_cli.config import Config
 from profusion_cli.images import Photo, crop_square
 from profusion_cli.jobs.configuration import remember
 from profusion_cli.jobs.photos import as_photo, photo_input
+from profusion_cli.jobs.trust import remember_own
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 
 
@@ -153,4 +154,5 @@ def make_views(
         "parents": [],
         "augmentation": moved.record,
     }
+    remember_own(config, {}, listener)
     return images_bundle(augmented, manifest)

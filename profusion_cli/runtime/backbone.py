@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PLAIN_TRANSFORMERS = {"attn_implementation": "sdpa", "trust_remote_code": False}
+"""Said outright, since a config.json may name a kernel or code on the Hub instead."""
 
 
 @contextlib.contextmanager
@@ -99,9 +101,7 @@ class BaseModel:
         """Where one part comes from: its own id and revision, else the base model's."""
         part = getattr(self.config, name)
         option = f"--set base.{name}.id=FOLDER" if part.id else "--base-model FOLDER"
-        if part.id:
-            return Source(part.id, part.revision, part.subfolder, option)
-        return Source(self.config.id, part.revision or self.config.revision, part.subfolder, option)
+        return Source(*self.config.place(name), option)
 
     def files(self, name: str) -> Files:
         """The files of one part, found or downloaded on first use.
@@ -121,11 +121,12 @@ class BaseModel:
             with quiet_libraries():
                 return self._random.load(name, dtype, cls)
         files, part = self.files(name), PARTS[name]
+        self._check_plain(name)
+        own = {"torch_dtype": dtype} if part.library == "diffusers" else {"dtype": dtype, **PLAIN_TRANSFORMERS}
         try:
             with quiet_libraries(), self.listener.working(f"Loading {title_of(name)}"):
-                dtype_argument = {"dtype" if part.library == "transformers" else "torch_dtype": dtype}
                 model, report = (cls or part.cls).from_pretrained(
-                    str(files.folder), output_loading_info=True, **files.loading, **dtype_argument
+                    str(files.folder), output_loading_info=True, **files.loading, **own
                 )
         except Exception as error:  # the libraries report damage by many types; all mean the same here
             if is_out_of_memory(error):
@@ -142,6 +143,19 @@ class BaseModel:
                 f"Point to a complete model with {self.source(name).option}.",
             )
         return model.eval().requires_grad_(False)
+
+    def _check_plain(self, name: str) -> None:
+        """A part's configuration asks for no further library, and no code from elsewhere.
+
+        Raises:
+            UnavailableError: it does.
+        """
+        asked = [key for key in ("quantization_config", "auto_map") if self._settings(name).get(key) is not None]
+        if asked:
+            raise UnavailableError(
+                f"{PARTS[name].title} in '{self.files(name).folder}' asks for {asked[0]}, and is not loaded.",
+                f"Point to the plain model with {self.source(name).option}.",
+            )
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -172,7 +186,7 @@ class BaseModel:
         try:
             padding = padding_of(files.folder, self.config.pad_token_id)
             with quiet_libraries():
-                return CLIPTokenizer.from_pretrained(str(files.folder), **padding)
+                return CLIPTokenizer.from_pretrained(str(files.folder), trust_remote_code=False, **padding)
         except ConfigError:
             raise
         except Exception as error:  # as in `_load`
