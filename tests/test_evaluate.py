@@ -774,6 +774,17 @@ def test_a_difference_is_taken_subject_by_subject() -> None:
     assert body[0][4] == "" and body[1][4] == "+0.250 [+0.250, +0.250]"
 
 
+def test_the_quick_study_has_something_to_compare() -> None:
+    study = read_study("faceworld-quick")
+    assert study.pairs is not None
+    methods = {method.name: method for method in study.methods}
+    compared = [methods[name] for name in (study.pairs.ours, *study.pairs.others)]
+    drawn_by_each = [set(study.jobs(method, 0, "a photo of S*")) for method in compared]
+    assert len(compared) == 2 and drawn_by_each[0] == drawn_by_each[1]
+    pairs = sum(len(list(study.jobs(compared[0], n, "S*"))) - 1 for n in range(len(subjects_of(study))))
+    assert study.pairs.count == pairs, "all of them, without reconstructions"
+
+
 def test_shipped_studies_make_sense() -> None:
     assert len(shipped_studies()) >= 5
     for name in shipped_studies():
