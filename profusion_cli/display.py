@@ -18,11 +18,10 @@ GB = 1e9
 
 
 def memory_in_use() -> str:
-    """What this process holds: on the GPU where torch works on one, else in RAM."""
+    """What this process holds: on the GPU where torch works on one by CUDA, else in RAM."""
     torch = sys.modules.get("torch")
-    for gpu in (torch.cuda, torch.xpu) if torch is not None else ():
-        if gpu.is_initialized():
-            return f"{gpu.memory_reserved() / GB:.1f} GB on the GPU"
+    if torch is not None and torch.cuda.is_initialized():
+        return f"{torch.cuda.memory_reserved() / GB:.1f} GB on the GPU"
     return f"{psutil.Process().memory_info().rss / GB:.1f} GB"
 
 
