@@ -6,6 +6,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -23,13 +25,17 @@ from profusion_cli.commands import (
     pretrain,
     sample,
 )
-from profusion_cli.console import Output, download_bars, print_error
-from profusion_cli.errors import ProfusionError, out_of_memory
+from profusion_cli.console import Output, download_bars, escaped, print_error
+from profusion_cli.errors import ProfusionError, UnavailableError, out_of_memory
 from profusion_cli.interrupts import interrupts_as_such, stop_if_asked, tell_interrupted
 from profusion_cli.listener import hearing
 from profusion_cli.options import tell_defaults
 
 INTERRUPTED = 130
+WITHOUT_DOCSTRINGS = UnavailableError(
+    "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), and Transformers cannot be loaded without them.",
+    "Unset PYTHONOPTIMIZE, or set it to 1.",
+)
 OTHERS_WAIT = 5.0
 """Seconds; more than the processes of one machine need to start one after another."""
 
@@ -41,7 +47,8 @@ class Commands(TyperGroup):
         name, *rest = args or [""]
         if name in self.commands and _asks_for_help(ctx, rest):
             self.commands[name].make_context(name, rest, parent=ctx)
-        return super().parse_args(ctx, args)
+        with _told_escaped():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -53,7 +60,7 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             if _is_first_process():
-                tell_interrupted(*interrupt.args)
+                tell_interrupted(*(escaped(str(word)) for word in interrupt.args))
             raise typer.Exit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
         except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +82,8 @@ class Command(TyperCommand):
         if _asks_for_help(ctx, args):
             typer.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
-        return super().parse_args(ctx, args)
+        with _told_escaped():
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         tell_defaults(self.params)
@@ -85,6 +93,16 @@ class Command(TyperCommand):
         told = not ctx.params.get("quiet") and _is_first_process()
         with download_bars(told), hearing(Output(quiet=not told)):
             return super().invoke(ctx)
+
+
+@contextmanager
+def _told_escaped() -> Iterator[None]:
+    """Typer's own errors in the block quote the command line with its control characters escaped."""
+    try:
+        yield
+    except typer.BadParameter.__base__ as error:  # UsageError, by a name that Typer exports
+        error.message = escaped(error.message)
+        raise
 
 
 def _asks_for_help(ctx: Any, args: list[str]) -> bool:
@@ -165,9 +183,12 @@ def root(
 def run() -> None:
     """Run the command line; a bug ends with its traceback and exit code 1."""
     try:
+        if sys.flags.optimize > 1:
+            print_error(WITHOUT_DOCSTRINGS)
+            sys.exit(WITHOUT_DOCSTRINGS.exit_code)
         app(prog_name="profusion")
     except Exception:
         stop_if_asked()
-        traceback.print_exc()
+        sys.stderr.write(escaped(traceback.format_exc()))
         sys.stderr.write(f"This is a bug in profusion {__version__}: please report it with the lines above.\n")
         sys.exit(1)

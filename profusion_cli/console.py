@@ -1,9 +1,13 @@
-"""What a command says: results on standard output; progress, notes and errors on standard error."""
+"""What a command says: results on standard output; progress, notes and errors on standard error.
+
+Names, ids and words of others reach a terminal through here alone, with their control characters escaped.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,17 +27,78 @@ if TYPE_CHECKING:
 
     from profusion_cli.display import Bar, Waiting
 
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, and C1
+    r"\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # what turns the direction, and odd line breaks
+    r"\ud800-\udfff]"  # bytes of a file name that are no text
+)
+
+
+def escaped(text: str) -> str:
+    """Text without the characters that a terminal obeys: each is shown as JSON, YAML and Python write it."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
 
 def print_result(text: str) -> None:
-    """Text on standard output, at once. Work goes on when nobody reads it any more.
+    """Text for people, YAML or JSON on standard output, at once, escaped. Work goes on when nobody reads it any more.
 
     Raises:
         OutputError: standard output is closed, or cannot be written.
     """
+    _write(escaped(text))
+
+
+def print_name(name: str) -> None:
+    """The name of a file that was written, as `print_result`: escaped on a terminal, and exact in a pipe.
+
+    Raises:
+        OutputError: as `print_result`.
+    """
+    _write(escaped(name) if sys.stdout is None or sys.stdout.isatty() else name)
+
+
+def print_yaml(*documents: dict[str, Any], width: float = 120) -> None:
+    """Plain data as YAML, as `print_result`.
+
+    Args:
+        documents: one after another.
+        width: of a line, in characters, as far as there are spaces to break it at.
+
+    Raises:
+        OutputError: as `print_result`.
+    """
+    import yaml
+
+    class Quoting(yaml.SafeDumper):
+        """Text that must be escaped stands between quotes, where YAML knows escapes."""
+
+        def represent_str(self, data: str) -> yaml.Node:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if _CONTROL.search(data) else None)
+
+    Quoting.add_representer(str, Quoting.represent_str)
+    text = yaml.dump_all(documents, Dumper=Quoting, sort_keys=False, allow_unicode=_writes_unicode(), width=width)
+    print_result(text.rstrip())
+
+
+def _writes_unicode() -> bool:
+    """Whether standard output takes every character."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+
+
+def _write(text: str) -> None:
+    """A line of text on standard output; where its encoding has no letters for it, in a pipe as in a file's name.
+
+    Raises:
+        OutputError: see `print_result`.
+    """
     if sys.stdout is None:
         raise OutputError("Standard output is closed.", "Run the command with an open standard output.")
     try:
-        sys.stdout.write(text + "\n")
+        try:
+            sys.stdout.write(text + "\n")
+        except UnicodeEncodeError:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(_encoded(text) + os.linesep.encode())
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,8 +108,20 @@ def print_result(text: str) -> None:
             ) from error
 
 
+def _encoded(text: str) -> bytes:
+    """The bytes of text that standard output has no letters for."""
+    if sys.stdout.isatty():
+        return text.encode(sys.stdout.encoding, "backslashreplace")
+    return os.fsencode(text)
+
+
 def _stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+
+def _plain(text: str) -> str:
+    """Text in which Rich finds neither markup nor anything else that a terminal obeys."""
+    return escape(escaped(text))
 
 
 _downloads_wanted: ContextVar[bool] = ContextVar("downloads_wanted", default=True)
@@ -88,23 +165,23 @@ class Output(Listener):
     def note(self, text: str) -> None:
         """Something good to know."""
         if not self.quiet:
-            self.stderr.print(escape(text))
+            self.stderr.print(_plain(text))
 
     def warn(self, text: str) -> None:
         """Something that may not be what the user wants."""
         if not self.quiet:
-            self.stderr.print(f"[yellow]Warning:[/yellow] {escape(text)}")
+            self.stderr.print(f"[yellow]Warning:[/yellow] {_plain(text)}")
 
     def line(self, text: str) -> None:
         """One line of the results, such as a path, as soon as it is there; nothing with `--json`."""
         if not self.as_json:
             with self._hidden():
-                print_result(text)
+                print_name(text)
 
     def record(self, record: dict[str, Any]) -> None:
         """The results as one JSON object, with `--json`."""
         if self.as_json:
-            print_result(json.dumps(record, ensure_ascii=False))
+            print_result(json.dumps(record, ensure_ascii=not _writes_unicode()))
 
     def finished(self, seconds: float, then: str = "") -> None:
         """On a terminal: what it took, and a command that may come next."""
@@ -118,7 +195,7 @@ class Output(Listener):
         """Something without steps, such as loading, with the time it takes, on a terminal."""
         from profusion_cli.display import Waiting
 
-        with self._shown(Waiting(title)):
+        with self._shown(Waiting(escaped(title))):
             yield
 
     @contextmanager
@@ -126,11 +203,11 @@ class Output(Listener):
         """A progress bar, on a terminal; call with the number done and a short remark."""
         from profusion_cli.display import Bar
 
-        bar = Bar(title, total, counted)
+        bar = Bar(escaped(title), total, counted)
 
         def step(done: float, remark: str = "") -> None:
             stop_if_asked()
-            bar.report(done, remark)
+            bar.report(done, escaped(remark))
 
         with self._shown(bar):
             yield step
@@ -177,6 +254,6 @@ class Output(Listener):
 def print_error(error: ProfusionError) -> None:
     """One sentence that says what is wrong, and one that says what to do."""
     console = _stderr()
-    console.print(f"[red]Error:[/red] {escape(error.message)}")
+    console.print(f"[red]Error:[/red] {_plain(error.message)}")
     if error.hint:
-        console.print(escape(error.hint))
+        console.print(_plain(error.hint))

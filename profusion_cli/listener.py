@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 LOGGER = logging.getLogger("profusion")
+
+PATIENCE = 1.0
+"""Seconds that something is waited for without a word."""
 
 LIBRARIES = "Loading the libraries"
 
@@ -61,3 +65,15 @@ def hearing(listener: Listener) -> Iterator[None]:
 def who_hears() -> Listener:
     """See `hearing`; else the logger."""
     return _hears.get()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is waited for, where the block takes longer than a second."""
+    timer = threading.Timer(PATIENCE, who_hears().note, (f"Waiting for {what}.",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
 
 import huggingface_hub
 import pytest
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+from rich.console import Console
 
-from profusion_cli.console import Output
+from profusion_cli.bundle import read_bundle
+from profusion_cli.console import Output, escaped
 from profusion_cli.display import Bar, memory_in_use
+from profusion_cli.mappings import merge
 from profusion_cli.pace import Pace, Smoothed, clock
-from tests.conftest import ok, run
+from tests.conftest import ok, run, write_bundle
+
+EVIL = "\x1b]0;a\x07[b]\x9b31m\u202ec\x7f\udcff\r"
+"""A title, colours and a change of direction, for a terminal that obeys; and half a character."""
+HARMLESS = r"\u001b]0;a\u0007[b]\u009b31m\u202ec\u007f\udcff\u000d"
 
 IMPORTS = """
 import os
@@ -170,3 +180,77 @@ def test_what_is_loaded_is_told(base_folder, monkeypatch):
     _ = base.unet, base.unet, base.vae
     base.fingerprints("vae")
     assert told == ["Loading the UNet", "Loading the VAE", "Checking the weights of the VAE"]
+
+
+# --- control characters ---------------------------------------------------------------------------------------
+
+
+def test_what_a_terminal_obeys_is_escaped_and_nothing_else():
+    assert escaped(EVIL) == HARMLESS
+    plain = "a\tb\n\u00e9 \u8138 \U0001f600\u200d\u05d0 \\ [bold]"
+    assert escaped(plain) == plain
+    assert json.loads(f'"{HARMLESS}"') == yaml.safe_load(f'"{HARMLESS}"') == EVIL
+
+
+def test_messages_and_progress_are_escaped():
+    output = Output()
+    output.stderr = Console(file=io.StringIO(), force_terminal=True, width=500, soft_wrap=True, color_system=None)
+    output.note(EVIL)
+    output.warn(EVIL)
+    with output.progress(EVIL, 2) as step:
+        step(1, EVIL)
+        with output.working(EVIL):
+            output.note("")  # draws the lines
+    shown = output.stderr.file.getvalue()
+    assert shown.count(HARMLESS) >= 5
+    for character in ("\x1b]", "\x07", "\x9b", "\u202e", "\x7f"):  # the bar itself moves the cursor
+        assert character not in shown
+
+
+@pytest.mark.parametrize("arguments", [["inspect", f"{EVIL}.pfz"], ["inspect", f"--{EVIL}"], [EVIL]])
+def test_names_in_errors_are_escaped(arguments):
+    result = run(*arguments)
+    assert result.exit_code in (2, 5)
+    assert not set("\x1b\x07\x9b\u202e\x7f") & set(result.stderr)
+
+
+def test_a_manifest_is_shown_escaped_and_read_as_it_is(subject, tmp_path):
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    name = EVIL.replace("\udcff", "")
+    inputs = [merge(bundle.manifest["inputs"][0], {"name": name})]
+    evil = tmp_path / "evil.pfz"
+    write_bundle(evil, {**bundle.manifest, "inputs": inputs}, {file: bundle.read(file) for file in bundle.files})
+    listed, described = ok("inspect", evil, "--json").stdout, ok("inspect", evil, "--full").stdout
+    for text in (listed, described, ok("inspect", evil).stdout):
+        assert escaped(text) == text
+    for entry in (json.loads(listed)["files"][0], yaml.safe_load(described)):
+        assert entry["manifest"]["inputs"] == inputs
+
+
+def test_a_path_is_exact_in_a_pipe_and_escaped_on_a_terminal(monkeypatch):
+    for terminal, shown in ((False, EVIL), (True, HARMLESS)):
+        stream = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
+        monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(sys, "stdout", stream)
+        Output().line(EVIL)
+        assert stream.buffer.getvalue() == os.fsencode(f"{shown}\n")
+
+
+ASCII = """
+from profusion_cli.console import Output, print_yaml
+Output().line("\u00e9.png")
+Output(as_json=True).record({"path": "\u00e9\U0001f600.png"})
+print_yaml({"path": "\u00e9\U0001f600.png"})
+"""
+
+
+def test_a_terminal_of_ascii():
+    """A pipe gets the name that the file has, and JSON and YAML stay what they are."""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", ASCII], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    name, listed, described = done.stdout.splitlines()
+    assert name == "\u00e9.png".encode()
+    assert listed.isascii() and described.isascii()
+    assert json.loads(listed) == yaml.safe_load(described) == {"path": "\u00e9\U0001f600.png"}
+    assert not done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profusion_cli.config import Config
-from profusion_cli.console import Output, print_result
+from profusion_cli.console import Output, print_yaml
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
 from profusion_cli.prompts import placeholder_pattern
@@ -201,9 +201,7 @@ def quoted(argument: str) -> str:
 
 def print_config(config: Config) -> None:
     """The resolved configuration as YAML on standard output (`--dry-run`)."""
-    import yaml
-
-    print_result(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).rstrip())
+    print_yaml(config.as_dict())
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

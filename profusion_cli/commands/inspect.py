@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from profusion_cli.commands.common import check_one_stdin, display_name
-from profusion_cli.console import Output, print_result
+from profusion_cli.console import Output, print_yaml
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import read_source, sha256_of
 from profusion_cli.options import Json
@@ -117,9 +117,9 @@ def inspect(
             ]
     Output(as_json=as_json).record({"files": entries})
     if not as_json:
-        import yaml
-
         from profusion_cli.jobs.summaries import summary
 
-        told, width = (entries, 120) if full else ([summary(entry) for entry in entries], math.inf)
-        print_result(yaml.safe_dump_all(told, sort_keys=False, allow_unicode=True, width=width).rstrip())
+        if full:
+            print_yaml(*entries)
+        else:
+            print_yaml(*map(summary, entries), width=math.inf)
