@@ -70,8 +70,12 @@ def out_of_memory(error: BaseException, hint: str) -> DeviceError:
         error: as torch or Python raised it.
         hint: one sentence: what to do about it.
     """
-    first, *_ = str(error).splitlines() or [type(error).__name__]
-    return DeviceError(f"The device ran out of memory: {first}", hint)
+    return DeviceError(f"The device ran out of memory: {first_line(error)}", hint)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, or the kind of its error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class DivergedError(ProfusionError):

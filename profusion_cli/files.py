@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from profusion_cli.errors import InputError, OutputError, UsageError
+from profusion_cli.listener import waiting
 
 try:
     import fcntl
@@ -26,6 +28,12 @@ STDIO = "-"
 LOCK_FILE = ".profusion.lock"
 PART_PREFIX, PART_SUFFIX = ".profusion-", ".part"
 """Of the names of files that are still being written."""
+BUNDLE_MARK = b"PK\x03\x04"
+MAX_BUNDLE = 8 << 30
+"""Bytes; all of Stable Diffusion 2 in float32 takes five GB."""
+MAX_OTHER = 1 << 30
+"""Bytes of any other input; a picture of 100 megapixels, not compressed, takes less."""
+CHUNK = 1 << 20
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that knows no locks."""
 
@@ -41,8 +49,11 @@ def read_source(source: str) -> bytes:
     A file is read rather than mapped: what is verified then stays what it was, and a file that another
     program shortens meanwhile kills nobody.
 
+    A note says what is waited for where nobody writes into a pipe.
+
     Raises:
-        InputError: missing, unreadable, empty, a folder, or a terminal as standard input.
+        InputError: missing, unreadable, empty, larger than any bundle (8 GiB) or other input (1 GiB), a folder or a
+            device.
     """
     if not source:
         raise InputError("The name of an input is empty.", "Name a file, or - for standard input.")
@@ -50,10 +61,12 @@ def read_source(source: str) -> bytes:
         return _read_stdin()
     path = Path(source)
     try:
+        if "\0" in source:
+            raise FileNotFoundError
         if path.is_dir():
             raise InputError(f"'{source}' is a folder, not a file.", "Name the file inside it.")
-        with path.open("rb") as file:
-            data = file.read()
+        with _opened(path) as file:
+            data = _read_all(file, f"'{source}'")
         if not data:
             raise InputError(f"'{source}' is empty.", "Check how it was made.")
         return data
@@ -65,6 +78,37 @@ def read_source(source: str) -> bytes:
         ) from error
 
 
+def _opened(path: Path) -> BinaryIO:
+    """A file, or a pipe as soon as somebody writes into it."""
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise InputError(f"'{path}' is a device, not a file.", "Name a file, or pipe a part of the device into '-'.")
+    with waiting(f"somebody to write into the pipe '{path}'") if stat.S_ISFIFO(mode) else nullcontext():
+        return path.open("rb")
+
+
+def _read_all(stream: BinaryIO, name: str) -> bytes:
+    """What a file or a pipe holds; more than an input can be is not read."""
+    whole = io.BytesIO(stream.read(CHUNK))
+    limit, what = (MAX_BUNDLE, "bundle") if whole.getvalue()[:4] == BUNDLE_MARK else (MAX_OTHER, "input but a bundle")
+    size = whole.seek(0, io.SEEK_END)
+    told = _size_of(stream)
+    while max(size, told) <= limit and (chunk := stream.read(CHUNK)):
+        size += whole.write(chunk)
+    if max(size, told) > limit:
+        hint = "Check that it is what you mean."
+        raise InputError(f"{name} has more than {limit >> 30} GiB, and no {what} may be larger.", hint)
+    return whole.getvalue()
+
+
+def _size_of(stream: BinaryIO) -> int:
+    """Bytes that the file system knows of; a pipe has none."""
+    try:
+        return os.fstat(stream.fileno()).st_size
+    except OSError:  # a stream in memory
+        return 0
+
+
 def _read_stdin() -> bytes:
     if sys.stdin is None:
         raise InputError("Standard input is closed.", "Pipe a file into the command, or name it instead of '-'.")
@@ -73,7 +117,7 @@ def _read_stdin() -> bytes:
             "Standard input is a terminal, so '-' has nothing to read.",
             "Pipe a file into the command, or name the file instead of '-'.",
         )
-    data = sys.stdin.buffer.read()
+    data = _read_all(sys.stdin.buffer, "Standard input")
     if not data:
         raise InputError(
             "Standard input is empty.", "The command before the pipe wrote nothing: read its message, or name a file."

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from profusion_cli import files as module
+from profusion_cli import listener
+from profusion_cli.console import Output
 from profusion_cli.errors import InputError, OutputError, UsageError
 from profusion_cli.files import atomic_output, check_output, check_target, locked, read_source, remove_parts, sha256_of
 
@@ -110,6 +113,50 @@ def test_what_cannot_be_read(tmp_path):
         assert str(tmp_path / name) in caught.value.message.replace(f"{tmp_path}'", f"{tmp_path}/'")
     with pytest.raises(InputError, match=f"cannot be read: {os.strerror(errno.ENAMETOOLONG)}"):
         read_source("a" * 300)
+
+
+def test_devices_and_impossible_names():
+    with pytest.raises(InputError, match="is a device"):
+        read_source("/dev/zero")
+    with pytest.raises(InputError, match="There is no file"):
+        read_source("a\0b")
+
+
+def test_a_file_of_more_than_any_input_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.touch()
+    os.truncate(path, module.MAX_OTHER + 1)  # of which the disk holds nothing
+    with pytest.raises(InputError, match="more than 1 GiB, and no input but a bundle"):
+        read_source(str(path))
+    monkeypatch.setattr(module, "MAX_OTHER", 10)
+    path.write_bytes(b"PK\x03\x04 and more than ten")
+    assert len(read_source(str(path))) == 22
+    monkeypatch.setattr(module, "MAX_BUNDLE", 20)
+    with pytest.raises(InputError, match="no bundle may be larger"):
+        read_source(str(path))
+
+
+def test_a_pipe_without_an_end(monkeypatch, stdin):
+    """No more is read of it than an input may hold."""
+    monkeypatch.setattr(module, "MAX_OTHER", 3 * module.CHUNK)
+    taken = []
+    monkeypatch.setattr(stdin, "read", lambda size: taken.append(size) or bytes(size), raising=False)
+    with pytest.raises(InputError, match="Standard input has more than"):
+        read_source("-")
+    assert sum(taken) == 4 * module.CHUNK
+
+
+@pytest.mark.parametrize(("patience", "told"), [(0.01, True), (60, False)])
+def test_what_a_pipe_without_a_writer_waits_for(tmp_path, monkeypatch, capsys, patience, told):
+    monkeypatch.setattr(listener, "PATIENCE", patience)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    later = threading.Timer(0.3, path.write_bytes, (b"data",))
+    later.start()
+    with listener.hearing(Output()):
+        assert read_source(str(path)) == b"data"
+    later.join()
+    assert ("Waiting for somebody to write into the pipe" in capsys.readouterr().err) == told
 
 
 @as_user

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from profusion_cli.errors import DeviceError, Interrupted
+from profusion_cli.errors import DeviceError, Interrupted, first_line
 
 
 class Interrupts:
@@ -63,6 +63,6 @@ def lost_processes(processes: int) -> Iterator[None]:
         if not lost:
             raise
         raise DeviceError(
-            f"Another process of this training has ended: {str(error).splitlines()[0]}",
+            f"Another process of this training has ended: {first_line(error)}",
             "Its own message says why; mend that, and go on with --resume.",
         ) from error
