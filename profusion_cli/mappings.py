@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profusion_cli.errors import ConfigError
+
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 class FlagText(str):
@@ -79,7 +83,7 @@ def build(cls: type, values: Any, path: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{path or 'The configuration'} must be a mapping, not {values!r}.", "Indent its keys below it."
+            f"{path or 'The configuration'} must be a mapping, not {_shown(values)}.", "Indent its keys below it."
         )
     hints = get_type_hints(cls)
     known = {item.name: item for item in fields(cls)}
@@ -106,7 +110,16 @@ def build(cls: type, values: Any, path: str) -> Any:
 
 
 def _wrong(full: str, value: Any, expected: str, hint: str = "") -> ConfigError:
-    return ConfigError(f"{full}={value!r} is not {expected}.", hint or f"Give {expected}.")
+    return ConfigError(f"{full}={_shown(value)} is not {expected}.", hint or f"Give {expected}.")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, of which nobody reads more than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of so many digits
+        text = "a number of so many digits"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
 def _coerce(value: Any, hint: Any, full: str) -> Any:
@@ -151,18 +164,20 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise _wrong(full, "a number of so many digits", "a number") from None
+            raise _wrong(full, value, "a number") from None
     if not isinstance(value, str):
         raise _wrong(full, value, "text", "Put it in quotes, inside those of the shell.")
+    if "\0" in value:
+        raise _wrong(full, value, "text, since it holds a NUL character", "Leave that out.")
     return str(value)
 
 
 def _is_number(text: str) -> bool:
+    """Whether text reads as a number, with an end: not as `nan` or `inf`."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _yaml_float(text: str) -> str:
@@ -177,4 +192,4 @@ def _check_range(value: Any, metadata: Mapping[str, Any], full: str) -> None:
         low, high = metadata.get("low"), metadata.get("high")
         if not abs(number) < float("inf") or (low is not None and number < low) or (high is not None and number > high):
             span = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise ConfigError(f"{full}={number} is out of range.", f"Use a value {span}.")
+            raise ConfigError(f"{full}={_shown(number)} is out of range.", f"Use a value {span}.")

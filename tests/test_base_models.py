@@ -8,13 +8,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import BaseConfig, ComponentConfig, RandomConfig
-from profusion_cli.errors import ConfigError, DeviceError, OutputError, UnavailableError
+from profusion_cli.errors import ConfigError, DeviceError, OutputError, UnavailableError, first_line, out_of_memory
 from profusion_cli.presets import resolve_config
 from profusion_cli.runtime import device
 from profusion_cli.runtime.backbone import BaseModel
@@ -148,7 +149,8 @@ def test_a_random_base_in_memory_is_the_one_in_a_folder(base_folder):
             settings = [base._settings(name) for base in (memory, folder)]
             same = settings[0].keys() & settings[1].keys() - {"dtype", "architectures"}
             assert "block_out_channels" in same or "num_hidden_layers" in same
-            assert json.loads(json.dumps([settings[0][key] for key in same])) == [settings[1][key] for key in same]
+            told = [json.loads(json.dumps([each[key] for key in same])) for each in settings]
+            assert told[0] == told[1]
         for text in texts:
             assert memory.tokenizer(text).input_ids == folder.tokenizer(text).input_ids
         assert memory.tokenizer.pad_token_id == folder.tokenizer.pad_token_id == 0
@@ -249,6 +251,77 @@ def test_damaged_weights_are_named(base_folder, photo, tmp_path, part, damage):
     )
     assert result.exit_code == 8, result.stderr
     assert str(folder / part) in result.stderr.replace("\n", "")
+
+
+NOTHING = object()
+DAMAGED = [  # a file of a base model, what is written over it, or the key and value that change
+    ("scheduler/scheduler_config.json", "{"),
+    ("scheduler/scheduler_config.json", "[1]"),
+    ("scheduler/scheduler_config.json", ("beta_start", "x")),
+    ("scheduler/scheduler_config.json", ("beta_start", -1.0)),
+    ("scheduler/scheduler_config.json", ("beta_end", float("nan"))),
+    ("scheduler/scheduler_config.json", ("beta_schedule", "odd")),
+    ("scheduler/scheduler_config.json", ("num_train_timesteps", None)),
+    ("scheduler/scheduler_config.json", ("num_train_timesteps", -5)),
+    ("scheduler/scheduler_config.json", ("steps_offset", -5)),
+    ("scheduler/scheduler_config.json", ("steps_offset", "1")),
+    ("scheduler/scheduler_config.json", ("timestep_spacing", "odd")),
+    ("scheduler/scheduler_config.json", ("trained_betas", "x")),
+    ("vae/config.json", "\xff"),
+    ("vae/config.json", ("scaling_factor", "x")),
+    ("vae/config.json", ("scaling_factor", None)),
+    ("vae/config.json", ("scaling_factor", float("inf"))),
+    ("vae/config.json", ("scaling_factor", 10**400)),
+    ("vae/config.json", ("scaling_factor", 0)),
+    ("vae/config.json", ("block_out_channels", [])),
+    ("vae/config.json", ("block_out_channels", 3)),
+    ("vae/config.json", ("latent_channels", 5)),
+    ("unet/config.json", ("block_out_channels", NOTHING)),
+    ("unet/config.json", ("block_out_channels", ["x"])),
+    ("unet/config.json", ("in_channels", None)),
+    ("unet/config.json", ("cross_attention_dim", 7)),
+    ("unet/config.json", ("norm_eps", "x")),
+    ("unet/config.json", ("freq_shift", "x")),
+    ("unet/config.json", ("down_block_types", ["odd"] * 4)),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", "{"),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", "{}"),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {}}'),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {"a": "../x"}}'),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
+    ("text_encoder/config.json", ("num_hidden_layers", "3")),
+    ("text_encoder/config.json", ("hidden_size", 7)),
+    ("text_encoder/config.json", ("layer_norm_eps", "x")),
+    ("text_encoder/config.json", ("hidden_act", "odd")),
+    ("tokenizer/vocab.json", "[]"),
+    ("tokenizer/merges.txt", "\xff"),
+    ("tokenizer/tokenizer_config.json", "["),
+    ("tokenizer/vocab.json", ("new</w>", 10**6)),
+    ("vision/config.json", ("image_size", "x")),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGED)
+def test_damaged_descriptions_are_named(base_folder, tmp_path, file, damage):
+    """Whatever of a base model is damaged, it is said of which file or folder, before anything is drawn with it."""
+    part, name = file.split("/")
+    folder = tmp_path / "base"
+    for path in base_folder.iterdir():
+        (folder / path.name).mkdir(parents=True)
+        for each in path.iterdir():
+            (folder / path.name / each.name).symlink_to(each)
+    there = folder / part / name
+    if isinstance(damage, tuple):
+        values = json.loads(there.read_text()) | {damage[0]: damage[1]}
+        damage = json.dumps({key: value for key, value in values.items() if value is not NOTHING})
+    if name.endswith(".index.json"):
+        weights_file(folder, part).unlink()
+    there.unlink(missing_ok=True)
+    there.write_bytes(damage.encode("latin-1"))
+    base = base_at(folder)
+    with pytest.raises(UnavailableError) as caught:
+        assert base.scheduler and base.timesteps(3) and base.latent_size(64, 64) and base.vae_scaling_factor
+        assert base.fingerprints(*PARTS) and base.text and base.vision and base.unet
+    assert str(folder) in caught.value.message and caught.value.hint
 
 
 def test_weights_that_lack_tensors_are_refused_not_drawn_at_random(base_folder, tmp_path):
@@ -365,11 +438,41 @@ def test_what_a_failing_download_says(hub, monkeypatch):
         base_at(Path("some/model")).files("unet")
 
 
-@pytest.mark.parametrize("name", ["nope.pfz", "nope", "a/b/c", "./a", "some/nope.pfz", "a b/c"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nope.pfz", "nope", "a/b/c", "./a", "some/nope.pfz", "a b/c"),
+        *("a--b/c", "a..b/c", "\u00e9/\u00e9", f"a/{'b' * 200}", "a/b.git"),
+    ],
+)
 def test_what_cannot_be_a_hub_id_is_not_asked_for(hub, name):
     with pytest.raises(UnavailableError, match="no Hub id"):
         find_files(Source(name, None, "", "--promptnet FILE"), "The PromptNet", ("config.json",))
     assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "revision"),
+    [("../../etc", None), ("/etc", None), ("a/../..", None), ("a\\b", None), ("", "../x"), ("", "a b"), ("", "")],
+)
+def test_nothing_is_looked_for_outside_of_a_model(hub, base_folder, subfolder, revision):
+    for id in ("some/model", str(base_folder)):
+        with pytest.raises(ConfigError, match="subfolder" if subfolder else "revision"):
+            find_files(Source(id, revision, subfolder, "--promptnet FILE"), "The PromptNet", ("config.json",))
+    assert hub.asked == []
+
+
+def test_a_cache_that_cannot_be_read(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UnavailableError, match="cannot be read") as caught:
+        find_files(Source("some/model", None, "", "--promptnet FILE"), "The PromptNet", ("config.json",))
+    assert str(tmp_path) in caught.value.message
 
 
 def test_no_promptnet_for_the_preset(photo, tmp_path, base_folder):
@@ -431,6 +534,12 @@ def test_the_gpu_that_is_named_is_asked_for_bfloat16(name, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked[-1] == 1)
     assert resolve_placement(name, "auto", training=True).dtype == dtype
     assert resolve_placement(name, "auto", training=False).dtype == torch.float16
+
+
+def test_running_out_of_memory_without_a_word():
+    failure = out_of_memory(MemoryError(), "Take less.")
+    assert failure.exit_code == 6 and "MemoryError" in failure.message
+    assert first_line(RuntimeError("\n a\nb")) == "a"
 
 
 def test_out_of_memory_is_recognised():

@@ -7,11 +7,12 @@ import json
 import pytest
 import yaml
 
+from profusion_cli.bundle import read_bundle
 from profusion_cli.config import build_config
 from profusion_cli.errors import ConfigError, UsageError
 from profusion_cli.mappings import merge, nested
 from profusion_cli.presets import local_path, preset_folder, read_preset, resolve_config, shipped_presets
-from tests.conftest import ok, run
+from tests.conftest import ok, run, write_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,13 @@ def test_set_reaches_every_key():
         (["promptnet=1"], ConfigError, "mapping"),
         (["finetune.learning_rate=" + "9" * 400], ConfigError, "not a number"),
         (["finetune.max_grad_norm=.inf"], ConfigError, "out of range"),
+        (["finetune.learning_rate=nan"], ConfigError, "not a number"),
+        (["sample.gamma=inf"], ConfigError, "not a number"),
+        (["sample.weights=[1, nan]"], ConfigError, "not a number"),
+        (["seed=0x" + "9" * 5000], ConfigError, "seed=a number of so many digits"),
+        (["sample.gamma=0x" + "9" * 5000], ConfigError, "a number of so many digits"),
+        (["class_word=0x" + "9" * 5000], ConfigError, "a number of so many digits"),
+        (['base.id="~\\0"'], ConfigError, "base.id.*NUL"),
         (["class_word=2020-13-45"], UsageError, "not YAML"),
         (["seed=" + "9" * 5000], UsageError, "not YAML"),
         (["preset=sd2"], UsageError, "cannot change the preset"),
@@ -169,6 +177,19 @@ def test_exponents_without_a_point_are_explained_in_files_and_taken_in_set(tmp_p
         resolve_config(str(file), None, {})
     assert "1.0e-4" in caught.value.hint
     assert resolve_config("tiny-random", None, {}, ["finetune.learning_rate=1e-4"]).finetune.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "NaN", "infinity"])
+def test_what_is_no_number_is_refused_wherever_it_stands(subject, tmp_path, number):
+    file, evil = tmp_path / "mine.yaml", tmp_path / "evil.pfz"
+    file.write_text(f"base: {{id: a/b}}\nfinetune: {{learning_rate: {number}}}\n")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        resolve_config(str(file), None, {})
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    manifest = merge(bundle.manifest, {"config": {"sample": {"gamma": number}}})
+    write_bundle(evil, manifest, {name: bundle.read(name) for name in bundle.files})
+    result = run("sample", evil, "S*", "--dry-run")
+    assert result.exit_code == 4 and "sample.gamma" in result.stderr
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text", "\xff"])

@@ -1,8 +1,8 @@
 """Everything that touches tensors: the method, the models that it runs on, and training.
 
 - the method: `fusion`, `schedule`, `loss` (equations), `promptnet`, `denoiser` and `model` (predictions), `sampling`
-- the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`); `text`; `pipelines`,
-  `inpaint`
+- the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
+  `descriptions`; `text`; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
 - training: `fitting` (any loop), `training` (one subject), `baselines`, `subjects`, and the folder `pretraining`
 - between disk and memory: `weights`, `views`, `official`

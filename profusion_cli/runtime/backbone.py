@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,9 +16,10 @@ from PIL import Image
 from transformers import CLIPTokenizer, CLIPVisionModel
 
 from profusion_cli.config import BaseConfig
-from profusion_cli.errors import ConfigError, UnavailableError
+from profusion_cli.errors import ConfigError, ProfusionError, UnavailableError
 from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.runtime.descriptions import describe_part, misfit
 from profusion_cli.runtime.device import Placement, is_out_of_memory
 from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import (
@@ -29,6 +29,7 @@ from profusion_cli.runtime.hub import (
     fingerprint_of,
 )
 from profusion_cli.runtime.parts import PARTS, title_of
+from profusion_cli.runtime.schedule import check_schedule
 from profusion_cli.runtime.text import TextConditioner, padding_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class BaseModel:
         self.listener = listener
         self._random: RandomBase | None = None
         self._files: dict[str, Files] = {}
+        self._described: dict[str, dict[str, Any]] = {}
         self._fingerprints: dict[str, str] = {}
 
     def __enter__(self) -> BaseModel:
@@ -121,7 +123,7 @@ class BaseModel:
             with quiet_libraries():
                 return self._random.load(name, dtype, cls)
         files, part = self.files(name), PARTS[name]
-        self._check_plain(name)
+        self._settings(name)
         own = {"torch_dtype": dtype} if part.library == "diffusers" else {"dtype": dtype, **PLAIN_TRANSFORMERS}
         try:
             with quiet_libraries(), self.listener.working(f"Loading {title_of(name)}"):
@@ -129,13 +131,7 @@ class BaseModel:
                     str(files.folder), output_loading_info=True, **files.loading, **own
                 )
         except Exception as error:  # the libraries report damage by many types; all mean the same here
-            if is_out_of_memory(error):
-                raise
-            problem = " ".join(str(error).split())[:300]
-            raise UnavailableError(
-                f"{part.title} in '{files.folder}' cannot be loaded: {problem}",
-                f"Fetch it again, or point to another folder with {self.source(name).option}.",
-            ) from error
+            raise self._not_loaded(name, error) from error
         missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
         if missing:
             raise UnavailableError(
@@ -144,18 +140,18 @@ class BaseModel:
             )
         return model.eval().requires_grad_(False)
 
-    def _check_plain(self, name: str) -> None:
-        """A part's configuration asks for no further library, and no code from elsewhere.
+    def _not_loaded(self, name: str, error: Exception) -> Exception:
+        """What to say of a part that a library could not load; an error of ours, or of memory, as it is."""
+        if isinstance(error, ProfusionError) or is_out_of_memory(error):
+            return error
+        problem = " ".join(str(error).split())[:300] or type(error).__name__
+        return UnavailableError(
+            f"{PARTS[name].title} in '{self.files(name).folder}' cannot be loaded: {problem}", self._another(name)
+        )
 
-        Raises:
-            UnavailableError: it does.
-        """
-        asked = [key for key in ("quantization_config", "auto_map") if self._settings(name).get(key) is not None]
-        if asked:
-            raise UnavailableError(
-                f"{PARTS[name].title} in '{self.files(name).folder}' asks for {asked[0]}, and is not loaded.",
-                f"Point to the plain model with {self.source(name).option}.",
-            )
+    def _another(self, name: str) -> str:
+        """What to do about a part that is damaged."""
+        return f"Fetch it again, or point to another folder with {self.source(name).option}."
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -187,29 +183,40 @@ class BaseModel:
             padding = padding_of(files.folder, self.config.pad_token_id)
             with quiet_libraries():
                 return CLIPTokenizer.from_pretrained(str(files.folder), trust_remote_code=False, **padding)
-        except ConfigError:
-            raise
         except Exception as error:  # as in `_load`
-            raise UnavailableError(
-                f"The tokenizer in '{files.folder}' cannot be loaded: {error}",
-                f"Point to another folder with {self.source('tokenizer').option}.",
-            ) from error
+            raise self._not_loaded("tokenizer", error) from error
 
     @cached_property
     def text(self) -> TextConditioner:
-        """The text encoder up to the layer where the conditioning is read."""
+        """The text encoder up to the layer where the conditioning is read.
+
+        Raises:
+            UnavailableError: it cannot be had, or does not know all of the tokenizer's words.
+        """
         encoder = self._load("text_encoder", self.placement.dtype).to(self.placement.device)
+        marks = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        if None in marks or max(*self.tokenizer.get_vocab().values(), *marks) >= encoder.config.vocab_size:
+            raise UnavailableError(
+                f"The tokenizer in '{self.files('tokenizer').folder}' has words that the text encoder does not know, "
+                "or lacks marks for a text's start and end.",
+                self._another("tokenizer"),
+            )
         return TextConditioner(encoder, self.tokenizer, self.config.clip_skip)
 
     @cached_property
     def scheduler(self) -> DDIMScheduler:
         """A DDIM schedule built from the base model's scheduler, of whatever kind that is."""
-        with quiet_libraries():
-            if self._random is not None:
-                config = self._random.scheduler.config
-            else:
-                config = DDIMScheduler.load_config(str(self.files("scheduler").folder))
-            scheduler = DDIMScheduler.from_config(config)
+        if self._random is not None:
+            return DDIMScheduler.from_config(self._random.scheduler.config)
+        files = self.files("scheduler")
+        self._settings("scheduler")
+        try:
+            with quiet_libraries():
+                scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(str(files.folder)))
+            scheduler.set_timesteps(1)
+            check_schedule(scheduler.timesteps, scheduler.alphas_cumprod)
+        except Exception as error:  # as in `_load`
+            raise self._not_loaded("scheduler", error) from error
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ConfigError(
                 f"The base model's prediction_type is {scheduler.config.prediction_type!r}.",
@@ -237,21 +244,35 @@ class BaseModel:
         return timesteps
 
     def _settings(self, name: str) -> dict[str, Any]:
+        """What a part's description says, and its class where it says nothing."""
         if self._random is not None:
             return self._random.settings(name)
-        return json.loads((self.files(name).folder / "config.json").read_text(encoding="utf-8"))
+        if name not in self._described:
+            path, part = self.files(name).folder / PARTS[name].required[-1], PARTS[name]
+            self._described[name] = describe_part(path, part.cls, part.section, self._another(name))
+        return self._described[name]
 
     @property
     def vae_scaling_factor(self) -> float:
         """Latents are the VAE's times this (0.18215 for Stable Diffusion 2)."""
-        return float(self._settings("vae").get("scaling_factor", 0.18215))
+        factor = float(self._settings("vae")["scaling_factor"])
+        if factor <= 0:
+            where = self.files("vae").folder
+            raise UnavailableError(f"The VAE in '{where}' has a scaling_factor of {factor}.", self._another("vae"))
+        return factor
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
         """Height and width of the latents of a picture.
 
         Raises:
             ConfigError: a side that the VAE and the UNet cannot halve as often as they must.
+            UnavailableError: parts that do not fit one another.
         """
+        if wrong := misfit(self._settings("unet"), self._settings("vae"), self._settings("text_encoder")):
+            raise UnavailableError(
+                f"The parts of '{self.config.id}' do not belong together: {wrong}.",
+                "Point to a complete model with --base-model FOLDER, or to another part with --set.",
+            )
         scale = 2 ** (len(self._settings("vae")["block_out_channels"]) - 1)
         smallest = scale * 2 ** (len(self._settings("unet")["block_out_channels"]) - 1)
         for name, size in (("width", width), ("height", height)):
@@ -347,9 +368,7 @@ class BaseModel:
 
     def _text_layers(self) -> int:
         """How many layers of the text encoder are in use."""
-        settings = self._settings("text_encoder")
-        settings = settings.get("text_config", settings)
-        return settings.get("num_hidden_layers", 12) - self.config.clip_skip
+        return self._settings("text_encoder")["num_hidden_layers"] - self.config.clip_skip
 
     def manifest(self, fingerprints: dict[str, str]) -> dict[str, Any]:
         """What a bundle remembers of its base model; the revision is the commit where one is known."""

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from profusion_cli.console import shows_download_bars
-from profusion_cli.errors import UnavailableError
+from profusion_cli.errors import ConfigError, UnavailableError, first_line
 from profusion_cli.presets import local_path
+from profusion_cli.runtime.descriptions import read_description, shards_of
+from profusion_cli.runtime.device import is_out_of_memory
 from profusion_cli.runtime.downloads import file_sha256, hub_reports
 
 SAMPLED_VALUES = 64
+AGAIN = "Fetch the file again."
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,29 @@ class Source:
         revision: branch, tag or commit on the Hub; None is the main branch.
         subfolder: of the folder or repository; may be empty.
         option: how the user names another place, for the hint of an error.
+
+    Raises:
+        ConfigError: a sub-folder that is not below it, or a revision that is no name.
     """
 
     id: str
     revision: str | None
     subfolder: str
     option: str
+
+    def __post_init__(self) -> None:
+        below = PurePosixPath(self.subfolder)
+        if "\\" in self.subfolder or below.is_absolute() or ".." in below.parts:
+            raise ConfigError(
+                f"The subfolder '{self.subfolder}' of '{self.id}' is no path inside it.",
+                "Name a folder below it, such as unet.",
+            )
+        revision = self.revision
+        if revision is not None and (".." in revision or not re.fullmatch(r"\w[\w./+@-]*", revision)):
+            raise ConfigError(
+                f"The revision '{revision}' of '{self.id}' is no name of a branch, a tag or a commit.",
+                "Name one, such as main.",
+            )
 
     @property
     def is_local(self) -> bool:
@@ -72,7 +92,11 @@ class Files:
 
 
 def is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".pfz")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not name.endswith(".pfz")
 
 
 def missing(source: Source, what: str) -> UnavailableError:
@@ -110,6 +134,11 @@ def at_hand(source: Source, name: str) -> Path | None:
         return hub_file(source, name, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+    except OSError as error:
+        raise UnavailableError(
+            f"The cache '{constants.HF_HUB_CACHE}' cannot be read: {error.strerror or error}.",
+            f"Set HF_HOME to another folder, or point to a local folder with {source.option}.",
+        ) from error
 
 
 def hub_file(source: Source, name: str, local_files_only: bool) -> Path:
@@ -126,9 +155,13 @@ def hub_file(source: Source, name: str, local_files_only: bool) -> Path:
         )
 
 
-def shard_names(index: Path) -> list[str]:
-    """File names of a sharded checkpoint, from its index."""
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+def shard_names(index: Path) -> Sequence[str]:
+    """File names of a sharded checkpoint, from its index.
+
+    Raises:
+        UnavailableError: an index that cannot be read, or that names no files.
+    """
+    return shards_of(read_description(index, AGAIN), index, AGAIN)
 
 
 def weight_paths(files: Files) -> list[Path]:
@@ -157,9 +190,10 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         except RuntimeError:  # the old, unzipped format cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage by many types; all mean the same here
-        problem = str(error).strip().split("\n")[0]
+        if is_out_of_memory(error):
+            raise
         raise UnavailableError(
-            f"'{path}' cannot be read as a checkpoint of tensors: {problem}", "Fetch the file again."
+            f"'{path}' cannot be read as a checkpoint of tensors: {first_line(error)}", AGAIN
         ) from error
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
@@ -191,7 +225,7 @@ def fingerprint(files: Files, keep: Callable[[str], bool] = lambda name: True) -
             else:
                 digests += _digests(load_bin(path), keep)
         except (SafetensorError, OSError) as error:
-            raise UnavailableError(f"'{path}' cannot be read: {error}.", "Fetch the file again.") from error
+            raise UnavailableError(f"'{path}' cannot be read: {error}.", AGAIN) from error
     return _joined(digests)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from profusion_cli.config import Config
 from profusion_cli.listener import who_hears
 from profusion_cli.methods import is_word_method
 from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.descriptions import read_description
 from profusion_cli.runtime.device import Placement
 from profusion_cli.runtime.downloads import cache_of, check_space, missing_bytes
 from profusion_cli.runtime.finding import files_to_fetch, find_files, weight_names
-from profusion_cli.runtime.hub import Source, at_hand, shard_names
+from profusion_cli.runtime.hub import AGAIN, Source, at_hand, shard_names
 from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, PARTS
 from profusion_cli.runtime.weights import official_source
@@ -149,15 +149,22 @@ def stock_of(need: Need) -> Stock:
         if path is not None and chosen.endswith(".index.json"):
             shards = [at_hand(need.source, name) for name in shard_names(path)]
             found += shards
-            total = _total_size(path) - sum(shard.stat().st_size for shard in shards if shard)
+            whole = _total_size(path)
+            total = None if whole is None else whole - sum(shard.stat().st_size for shard in shards if shard)
     complete = all(found)
     size = sum(path.stat().st_size for path in found if path)
     return Stock(size, complete, 0 if complete else total if all(found[: len(need.required) + 1]) else None)
 
 
-def _total_size(index: Path) -> int:
-    """The bytes of all shards, by their index."""
-    return int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
+def _total_size(index: Path) -> int | None:
+    """The bytes of all shards, by their index; None where it does not say.
+
+    Raises:
+        UnavailableError: an index that cannot be read.
+    """
+    metadata = read_description(index, AGAIN).get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return size if isinstance(size, int) else None
 
 
 def broken_off(repository: str) -> int:

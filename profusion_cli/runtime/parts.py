@@ -28,6 +28,7 @@ class Part:
         weights: names that its weights file may have, the first one found is taken; a part that has weights has a
             fingerprint, and so has what was made with it.
         optional: further files, fetched where the repository has them.
+        section: of its description, where one file describes several parts.
         foreign: matches the beginnings of tensors in its weights file that belong to other parts.
         roles: what it is for.
     """
@@ -37,6 +38,7 @@ class Part:
     required: tuple[str, ...]
     weights: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    section: str = ""
     foreign: str | None = None
     roles: frozenset[Role] = frozenset()
 
@@ -60,6 +62,7 @@ PARTS = {
         CLIPTextModel,
         ("config.json",),
         TRANSFORMERS_WEIGHTS,
+        section="text_config",
         foreign=r"vision_model|visual_projection|text_projection|logit_scale",
         roles=frozenset({"promptnet", "draws"}),
     ),
@@ -76,6 +79,7 @@ PARTS = {
         CLIPVisionModel,
         ("config.json",),
         TRANSFORMERS_WEIGHTS,
+        section="vision_config",
         foreign=r"text_|logit_scale|visual_projection",
         roles=frozenset({"encodes", "promptnet"}),
     ),

@@ -36,6 +36,18 @@ def schedule_pairs(
     return list(zip(steps, alpha_bars, alpha_bars[1:], strict=False))
 
 
+def check_schedule(timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> None:
+    """A schedule as a base model describes it can be followed.
+
+    Raises:
+        ValueError: an alpha_bar outside of [0, 1], or a timestep that has none.
+    """
+    if not ((alphas_cumprod >= 0) & (alphas_cumprod <= 1)).all():
+        raise ValueError("it has less than no noise, or more than noise alone")
+    if not ((timesteps >= 0) & (timesteps < len(alphas_cumprod))).all():
+        raise ValueError(f"its timesteps do not lie in [0, {len(alphas_cumprod)})")
+
+
 def ddim_sigma(alpha_bar_t: float, alpha_bar_s: float, eta: float) -> float:
     """Standard deviation of the noise in a DDIM step t -> s (DDIM, arXiv 2010.02502, eq. 16).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.descriptions import read_description
 from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import (
     Files,
@@ -154,7 +154,7 @@ def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet,
             f"The weights of '{source}' have SHA-256 {hashes[paths[0].name]}, and the preset pins {sha256}.",
             "Check where they come from; `--set promptnet.sha256=null` accepts them.",
         )
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_description(files.folder / "config.json", "Fetch the file again.")
     state: dict[str, torch.Tensor] = {}
     for path in paths:
         try:
