@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def prepare_for_commands() -> None:
     """What makes many commands in one process quick.
 
-    Models of random weights are built once; and the garbage collector, which every command
+    Models of random weights and their tokenizer are built once; and the garbage collector, which every command
     calls, does not look at the libraries' own objects each time.
     """
     from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
@@ -64,6 +64,7 @@ def prepare_for_commands() -> None:
         return (build_once if size == "tiny" else build)(size, *arguments)
 
     random_base.random_models = built
+    random_base.clip_tokenizer = functools.cache(random_base.clip_tokenizer)
     gc.collect()
     gc.freeze()
 

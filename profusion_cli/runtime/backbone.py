@@ -177,7 +177,9 @@ class BaseModel:
             ConfigError: it does not fill up prompts with the token that the configuration names.
         """
         if self._random is not None:
-            return self._random.tokenizer(self.config.pad_token_id)
+            from profusion_cli.runtime.random_base import clip_tokenizer
+
+            return clip_tokenizer(self.config.pad_token_id)
         files = self.files("tokenizer")
         try:
             padding = padding_of(files.folder, self.config.pad_token_id)

@@ -125,17 +125,6 @@ class RandomBase:
         config = self.models[name].config
         return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
-    def tokenizer(self, pad_token_id: int | None) -> CLIPTokenizer:
-        """The tokenizer; of None, it fills up prompts as Stable Diffusion 2's does.
-
-        Raises:
-            ConfigError: it has no such token.
-        """
-        vocabulary, merges = _clip_vocabulary()
-        padding = {} if pad_token_id is None else {"pad_token": word_of(vocabulary, pad_token_id, "random weights")}
-        pairs = [tuple(merge.split()) for merge in merges]
-        return CLIPTokenizer(vocab=vocabulary, merges=pairs, **{**_tokenizer_settings(77), **padding})
-
     def save(self, folder: Path) -> None:
         """Write it in diffusers' layout.
 
@@ -203,6 +192,21 @@ def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", **_tokenizer_settings(max_length)}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def clip_tokenizer(pad_token_id: int | None = None) -> CLIPTokenizer:
+    """CLIP's tokenizer, as `write_clip_tokenizer` writes it.
+
+    Args:
+        pad_token_id: the token that fills up prompts; None: Stable Diffusion 2's.
+
+    Raises:
+        ConfigError: there is no such token.
+    """
+    vocabulary, merges = _clip_vocabulary()
+    padding = {} if pad_token_id is None else {"pad_token": word_of(vocabulary, pad_token_id, "random weights")}
+    pairs = [tuple(merge.split()) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, **{**_tokenizer_settings(77), **padding})
 
 
 def _clip_vocabulary(only: Sequence[str] = ()) -> tuple[dict[str, int], list[str]]:
