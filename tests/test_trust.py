@@ -147,6 +147,9 @@ def test_how_much_is_drawn_is_the_users_affair(subject, tmp_path):
     assert sample == {**own, "gamma": 0.3}
     sample = yaml.safe_load(ok("sample", bundle, "S*", "-n", 2, "--width", 192, "--dry-run").stdout)["sample"]
     assert (sample["num_images"], sample["width"], sample["height"]) == (2, 192, None)
+    bundle = edited(subject, tmp_path / "large.pfz", base={"resolution": 4096})
+    sample = yaml.safe_load(ok("sample", bundle, "S*", "--dry-run").stdout)["sample"]
+    assert (sample["width"], sample["height"]) == (128, 128), "the preset's"
 
 
 def test_trust_base_without_a_bundle_is_refused(photo, tmp_path):

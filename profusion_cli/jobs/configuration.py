@@ -19,6 +19,8 @@ MACHINES_OWN = ("device", "dtype", "seed")
 """Keys that no bundle remembers."""
 HOW_MUCH = ("num_images", "batch_size", "width", "height")
 """Keys of `sample` that a bundle does not decide: how much is drawn, and at once, is the user's affair."""
+LARGE = 1024
+"""Pixels a side above which a bundle's resolution is no size to draw at where nobody else says so."""
 RANDOM_SEED = -1
 """What asks for a seed drawn at random."""
 
@@ -110,7 +112,11 @@ def remembered_config(bundle: Bundle) -> dict[str, Any]:
         ) from None
     remembered = bundle.manifest["config"]
     preset = remembered["preset"]
-    own = read_preset(preset).get("sample", {}) if preset in shipped_presets() else {}
+    values = read_preset(preset) if preset in shipped_presets() else {}
+    own = values.get("sample", {})
+    if remembered["base"].get("resolution", 0) > LARGE:
+        side = values.get("base", {}).get("resolution", LARGE)
+        own = {"width": side, "height": side, **own}
     sample = {key: value for key, value in remembered.get("sample", {}).items() if key not in HOW_MUCH}
     return {**remembered, "sample": {**sample, **{key: own[key] for key in HOW_MUCH if key in own}}}
 
