@@ -97,6 +97,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_every_picture_with_its_scores(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
+    told = yaml.safe_load(ok("inspect", finished).stdout)
+    assert (told["is"], told["study"]) == ("run of a study", results["study"])
+    assert told["pictures"].startswith(f"{len(results['pictures'])}, of 2 subjects, by ") and len(told) < 10
     pictures = results["pictures"]
     assert len(pictures) == 5 * 2 * 3 + 2 * 2 * 2 and results["failed"] == [] and results["missing"] == {}
     for row in pictures:

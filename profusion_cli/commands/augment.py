@@ -77,9 +77,9 @@ def augment(
     for name in ("device", "dtype"):
         if name in flags and not config.augment.inpaint:
             raise UsageError(f"--{name} has no effect where nothing is inpainted.", "Leave it out.")
-    check_bundle_target(target, force, as_json)
     saved = _saved_names(save_images, config.augment.views)
     check_apart([photo, mask or ""], [target, *saved])
+    check_bundle_target(target, force, as_json)
     for path in saved:
         check_target(path, force)
 
