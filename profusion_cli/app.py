@@ -70,7 +70,9 @@ class Commands(TyperGroup):
             if not _out_of_memory(error):
                 raise
             name = ctx.invoked_subcommand or ""
-            failure = out_of_memory(error, MEMORY_HINTS.get(name, ""))
+            failure = out_of_memory(
+                error, MEMORY_HINTS.get(name, "Close other programs, or use a machine with more memory.")
+            )
             _wait_for_first_process()
             print_error(failure)
             raise typer.Exit(failure.exit_code) from error
@@ -111,6 +113,7 @@ def _asks_for_help(ctx: Any, args: list[str]) -> bool:
     return len(args) == 1 and args[0] in ctx.help_option_names
 
 
+MORE_MEMORY = "Close other programs, or use a machine with more memory."
 MEMORY_HINTS = {
     "pretrain": "Raise --gradient-accumulation (up to the batch size of a process), switch on --set "
     "pretrain.gradient_checkpointing=true, and go on with --resume.",

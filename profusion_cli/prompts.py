@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from profusion_cli.errors import InputError
 from profusion_cli.files import read_source
+from profusion_cli.mappings import NO_TEXT_HINT, is_text
 
 PLACEHOLDER = "S*"
 EACH = -1
@@ -67,9 +68,11 @@ def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -
         subjects: how many subjects there are.
 
     Raises:
-        InputError: no placeholder, a number with no subject, a subject that is never named, or plain
+        InputError: no text in UTF-8, no placeholder, a number with no subject, a subject that is never named, or plain
             and numbered placeholders mixed.
     """
+    if not is_text(text):
+        raise InputError(f"The prompt '{text}' is not text in UTF-8.", NO_TEXT_HINT)
     pieces: list[str | int] = []
     position = 0
     for match in placeholder_pattern(placeholder).finditer(text):

@@ -295,6 +295,8 @@ DAMAGED = [  # a file of a base model, what is written over it, or the key and v
     ("tokenizer/vocab.json", "[]"),
     ("tokenizer/merges.txt", "\xff"),
     ("tokenizer/tokenizer_config.json", "["),
+    ("tokenizer/tokenizer_config.json", ("model_max_length", "x")),
+    ("tokenizer/tokenizer_config.json", ("bos_token", None)),
     ("tokenizer/vocab.json", ("new</w>", 10**6)),
     ("vision/config.json", ("image_size", "x")),
 ]

@@ -67,6 +67,13 @@ def test_every_option_is_described():
             assert len((parameter.help or "").split()) > 1, (name, parameter.name)
 
 
+def test_python_without_docstrings_is_told_of():
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    command = [sys.executable, "-m", "profusion_cli", "presets"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 8 and "PYTHONOPTIMIZE" in done.stderr and not done.stdout
+
+
 def test_version():
     assert ok("--version").stdout == f"profusion {__version__}\n"
 

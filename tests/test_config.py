@@ -192,6 +192,13 @@ def test_what_is_no_number_is_refused_wherever_it_stands(subject, tmp_path, numb
     assert result.exit_code == 4 and "sample.gamma" in result.stderr
 
 
+def test_bytes_that_are_no_text_stand_in_names_of_files_alone():
+    assert resolve_config("tiny-random", None, {"promptnet.weights": "\udcff.pfz"}).promptnet.weights == "\udcff.pfz"
+    for key in ("class_word", "sample.negative_prompt", "placeholder"):
+        with pytest.raises(ConfigError, match=f"{key}.*UTF-8"):
+            resolve_config("tiny-random", None, {key: "a\udcff"})
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text", "\xff"])
 def test_preset_files_that_are_none(tmp_path, content):
     file = tmp_path / "mine.yaml"

@@ -214,6 +214,15 @@ def test_names_in_errors_are_escaped(arguments):
     assert not set("\x1b\x07\x9b\u202e\x7f") & set(result.stderr)
 
 
+def test_an_error_of_memory_without_a_word_has_its_code(monkeypatch):
+    def exhaust(source: str) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("profusion_cli.commands.inspect.read_source", exhaust)
+    result = run("inspect", "x.png")
+    assert result.exit_code == 6 and "MemoryError" in result.stderr and "more memory" in result.stderr
+
+
 def test_a_manifest_is_shown_escaped_and_read_as_it_is(subject, tmp_path):
     bundle = read_bundle(subject.read_bytes(), "me.pfz")
     name = EVIL.replace("\udcff", "")

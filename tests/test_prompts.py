@@ -168,3 +168,8 @@ def test_the_cut_is_told(subject, tmp_path):
     result = ok("sample", subject, prompt, "--steps", 1, "-o", tmp_path / "x.png")
     assert "cut off" in result.stderr
     assert "nine ten" in result.stderr
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(InputError, match="UTF-8"):
+        parse_prompt("S* \udcff")

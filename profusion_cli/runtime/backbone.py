@@ -184,7 +184,9 @@ class BaseModel:
         try:
             padding = padding_of(files.folder, self.config.pad_token_id)
             with quiet_libraries():
-                return CLIPTokenizer.from_pretrained(str(files.folder), trust_remote_code=False, **padding)
+                tokenizer = CLIPTokenizer.from_pretrained(str(files.folder), trust_remote_code=False, **padding)
+            tokenizer("a word")  # what its settings hold is looked at only now
+            return tokenizer
         except Exception as error:  # as in `_load`
             raise self._not_loaded("tokenizer", error) from error
 
