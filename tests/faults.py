@@ -80,7 +80,7 @@ def cases(inputs: Path) -> dict[str, Case]:
         ),
         "pretrain": Case(
             (
-                *("pretrain", pictures, *TINY, "--steps", "4", "--batch-size", "2", "--checkpoint-every", "1"),
+                *("pretrain", pictures, *TINY, "--steps", "3", "--batch-size", "2", "--checkpoint-every", "2"),
                 *("--sample-every", "2", "--set", "pretrain.sample_steps=1", "--set", "finetune.steps=1"),
                 *("--cache", "out/cache", "-o", "out/net.pfz"),
             ),
@@ -263,6 +263,10 @@ class Findings:
                 self.problems.append(f"{what}: {one}")
                 print(self.problems[-1], flush=True)
 
+    def tell(self, what: str) -> None:
+        """How things stand."""
+        print(f"{what}: {dict(sorted(self.counts.items()))}, {len(self.problems)} problems", flush=True)
+
 
 def check_next_run(found: Findings, what: str, case: Case, place: Place, reference: Place) -> float:
     """The run after a disturbed one makes what an undisturbed one makes, and nothing is left of either; its seconds."""
@@ -303,6 +307,7 @@ def kill_runs(names: Sequence[str], count: int, seed: int, folder: Path) -> Find
         if "--resume" not in case.again:  # the machine may have more to do, or less, than it had
             seconds[name] = (seconds[name] + again) / 2
         shutil.rmtree(place.folder)
+        found.tell(f"{min(first + IN_ONE_PLACE, count)} kills")
     return found
 
 
@@ -351,11 +356,13 @@ def judge_kill(
 class Fault:
     """Lets one of this process's writes to files fail: the `turn`-th (from 1) call that changes a file or a folder.
 
-    Files are read and written by Python's own `io` in Python, whose calls of `os` can be told to fail.
+    Files are read and written by Python's own `io` in Python, whose calls of `os` can be told to fail. Of the writes
+    to one file in a row, which may be thousands, the first, second, fourth, eighth... count.
     """
 
     def __init__(self, turn: int, code: int, report: Path) -> None:
         self.turn, self.code, self.report, self.count = turn, code, report, 0
+        self.last, self.row = (None, None), 0
 
     def arm(self) -> None:
         from PIL import ImageFile
@@ -379,8 +386,11 @@ class Fault:
         @functools.wraps(call)
         def failing(*arguments: Any, **options: Any) -> Any:
             if counts(*arguments, **options):
-                self.count += 1
+                self.row = self.row + 1 if self.last == (call.__name__, arguments[0]) else 1
+                self.last = call.__name__, arguments[0]
+                self.count += self.row.bit_count() == 1
                 if self.count == self.turn:
+                    self.turn = 0
                     self.report.touch()
                     raise OSError(self.code, os.strerror(self.code))
             return call(*arguments, **options)
@@ -411,6 +421,7 @@ def fail_writes(names: Sequence[str], folder: Path, every: int = 1) -> Findings:
                 if code == ERRORS[0]:  # whatever the error, the same is left
                     check_next_run(found, what, case, place, whole)
                 shutil.rmtree(place.folder)
+            found.tell(f"{name}, {errno.errorcode[code]}")
     return found
 
 
@@ -452,11 +463,9 @@ def main() -> int:
         found = []
         if given.kills:
             found.append(kill_runs(names, given.kills, given.seed, folder))
-            print(f"{given.kills} kills: {dict(sorted(found[-1].counts.items()))}")
             print(f"slowest end after SIGINT or SIGTERM: {found[-1].slowest:.2f} s")
         if given.writes:
             found.append(fail_writes(names, folder, given.writes))
-            print(f"writes that failed: {dict(sorted(found[-1].counts.items()))}")
     problems = sum(len(one.problems) for one in found)
     print(f"{problems} problems in {time.monotonic() - began:.0f} s")
     return min(problems, 1)
