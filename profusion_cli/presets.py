@@ -18,7 +18,10 @@ from profusion_cli.methods import METHODS, PROFUSION, method_of
 DEFAULT_PRESET = "sd2"
 PRESET_VARIABLE = "PROFUSION_PRESET"
 SHIPPED = "shipped:"
-BAD_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+BAD_YAML = (
+    *(yaml.YAMLError, ValueError, OverflowError, RecursionError),
+    *(AttributeError, KeyError, IndexError),  # of `!!timestamp x`, `!!bool x` and `!!int ''`
+)
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
@@ -126,8 +129,9 @@ def with_method(values: Mapping[str, Any], own: Mapping[str, Any], method: str) 
         method: its name; an unknown one is left to `build_config`.
     """
     chosen = {"finetune": {"method": method}}
-    layers = (values, METHODS.get(method, {})) if method_of(values) != method else (METHODS.get(method, {}), values)
-    return merge(*layers, own.get(method, {}), chosen if isinstance(values.get("finetune", {}), Mapping) else {})
+    name = str(method)  # that of a wrong one may be a list
+    layers = (values, METHODS.get(name, {})) if method_of(values) != method else (METHODS.get(name, {}), values)
+    return merge(*layers, own.get(name, {}), chosen if isinstance(values.get("finetune", {}), Mapping) else {})
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -505,6 +505,18 @@ def test_inspect_says_at_first_what_matters(subject, photo, tmp_path):
     assert "tensors" in listed[0]["manifest"]["files"]["promptnet.safetensors"] and listed[4]["checkpoints"]
 
 
+def test_inspect_of_a_run_whose_files_are_damaged(tmp_path):
+    work, study = tmp_path / "work", tmp_path / "study"
+    work.mkdir()
+    study.mkdir()
+    (work / "log.csv").write_bytes(b"step,loss\n\xff,1\n")
+    (study / "study.yaml").write_bytes(b"\xff")
+    for content in (b"[1]", b"{", b"[" * 100_000, b"\xff"):
+        (study / "results.json").write_bytes(content)
+        told = list(yaml.safe_load_all(ok("inspect", work, study).stdout))
+        assert [entry["is"] for entry in told] == ["work folder of a pre-training", "run of a study"]
+
+
 def test_inspect_is_short_whatever_a_manifest_says(subject, tmp_path):
     """Of what is not as profusion writes it, nothing is told; what is told stays on its line."""
     odd = {"config": {"finetune": [1], "sample": "x\n" * 500, "base": None}, "pictures": {"a": 1}, "s_star": 3}

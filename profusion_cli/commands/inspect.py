@@ -67,7 +67,8 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     checkpoints = [path.name for path in checkpoint_files(folder)]
     if not checkpoints and not (folder / LOG).is_file():
         raise InputError(f"'{folder}' is a folder, and none of a run.", "Name a file in it.")
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).is_file() else []
+    text = (folder / LOG).read_text(encoding="utf-8", errors="replace") if (folder / LOG).is_file() else ""
+    lines = text.splitlines()
     last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
     return {**entry, "is": "work folder of a pre-training", "checkpoints": checkpoints, "last": last}
 

@@ -16,12 +16,19 @@ from profusion_cli.files import LOCK_FILE, locked
 STUDY_FILE, CELL_FILE = "study.yaml", "cell.json"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run holds, or None where there is none, or none that is whole."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file of a run, or None where there is none, or none that is whole.
+
+    Raises:
+        OutputError: the system refuses to read it.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {error.strerror}.", "Check its permissions.") from error
+    return value if isinstance(value, dict) else None
 
 
 def slug(name: str) -> str:
@@ -49,7 +56,7 @@ def claimed(folder: Path) -> Iterator[str | None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, busy, "Wait for its end."))
-            before = path.read_text(encoding="utf-8") if path.exists() else None
+            before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
             if before is None and any(file.name != LOCK_FILE for file in folder.iterdir()):
                 raise OutputError(f"'{folder}' holds something else than a run.", "Name another folder with -o.")
         except OSError as error:

@@ -118,7 +118,7 @@ def newest_checkpoint(work: Path, damaged: Callable[[Path], None] = lambda path:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if about["crc32"] == _crc32(tensors):
                 return Checkpoint(int(about["step"]), about["settings"], tensors, about["scaler"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         damaged(path)
     if files:
