@@ -26,6 +26,7 @@ from profusion_cli import __version__
 from profusion_cli.app import app
 from profusion_cli.bundle import read_bundle
 from profusion_cli.images import encode_png
+from profusion_cli.jobs.summaries import summary
 from profusion_cli.mappings import merge
 from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 
@@ -521,6 +522,10 @@ def test_inspect_is_short_whatever_a_manifest_says(subject, tmp_path):
     """Of what is not as profusion writes it, nothing is told; what is told stays on its line."""
     odd = {"config": {"finetune": [1], "sample": "x\n" * 500, "base": None}, "pictures": {"a": 1}, "s_star": 3}
     odd |= {"augmentation": {"views": 3}, "promptnet_source": {"weights": "w\n\n" * 500}, "loss": {"first": [2]}}
+    deep: list = []
+    for _ in range(50):
+        deep = [deep] * 5
+    assert summary({"file": "x", "is": "y", "record": {"prompt": deep, "seed": deep}}) == {"file": "x", "is": "y"}
     whole = [{"kind": "photo", "name": f"{number}.png", "sha256": "0" * 64} for number in range(50)]
     path = crafted(subject, tmp_path / "odd.pfz", {**odd, "inputs": whole})
     told = ok("inspect", path).stdout

@@ -55,10 +55,10 @@ def find(tree: Any, *path: str) -> Any:
 
 def shown(value: Any) -> str:
     """A text, a number, or several of them, in one line that is not long; empty for anything else."""
+    if isinstance(value, list):
+        return " / ".join(shown(one) for one in value[:MOST_ORIGINS] if isinstance(one, str | int | float))
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
-        return " / ".join(filter(None, map(shown, value[:MOST_ORIGINS])))
     text = " ".join(str(value).split()) if isinstance(value, str | int) else ""
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 3]}..."
 
