@@ -153,6 +153,27 @@ def test_a_default_preset_of_ones_own_is_looked_at(quick, tmp_path, base_folder)
     assert "mine.yaml" not in result.stdout
 
 
+def test_a_default_preset_that_points_nowhere(quick, tmp_path) -> None:
+    text = (
+        (preset_folder() / "faceworld.yaml").read_text(encoding="utf-8").replace("shipped:faceworld\n", "./nowhere\n")
+    )
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    quick.setenv("PROFUSION_PRESET", str(tmp_path / "mine.yaml"))
+    result = run("doctor")
+    assert result.exit_code == 0, result.stdout
+    assert "scheduler, vision tower of a folder" in result.stdout and "nowhere" not in result.stdout
+
+
+def test_a_container_has_the_memory_that_it_may_use(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(machine, "CONTAINER", tmp_path)
+    whole = machine.memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.memory()["total"] == whole["total"]
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
+    assert machine.memory() == {"free": 600_000, "total": 1_000_000}
+
+
 def test_noise_is_not_taken_for_a_person() -> None:
     folder = preset_folder() / "faceworld"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

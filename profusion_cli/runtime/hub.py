@@ -130,6 +130,8 @@ def at_hand(source: Source, name: str) -> Path | None:
     if source.is_local:
         path = Path(local_path(source.id)) / source.subfolder / name
         return path if path.is_file() else None
+    if not is_hub_id(source.id):
+        return None
     try:
         return hub_file(source, name, local_files_only=True)
     except LocalEntryNotFoundError:
