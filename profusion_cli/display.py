@@ -6,6 +6,7 @@ import sys
 import time
 
 import psutil
+from rich.cells import cell_len
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Column, Table
@@ -21,7 +22,7 @@ def memory_in_use() -> str:
     """What this process holds: on the GPU where torch works on one by CUDA, else in RAM."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return f"{torch.cuda.memory_reserved() / GB:.1f} GB on the GPU"
+        return f"{torch.cuda.memory_reserved() / GB:.1f} GB (GPU)"
     return f"{psutil.Process().memory_info().rss / GB:.1f} GB"
 
 
@@ -67,10 +68,12 @@ class Bar:
         count = f"{self.done:.0f}/{self.total:.0f}" if self.counted else f"{share:.0%}"
         left = self.pace.left(now)
         told = [count, f"{clock(now - self.started)} so far", "" if left is None else f"{clock(left)} left"]
-        return ", ".join(filter(None, [*told, self.remark, memory_in_use()]))
+        return ", ".join(filter(None, [*told, memory_in_use(), self.remark]))
 
     def __rich__(self) -> Table:
-        line = Table.grid(*(Column(no_wrap=True, overflow="crop") for _ in range(3)), padding=(0, 1))
+        title, widths = Text(self.title), (cell_len(self.title) + 1, BAR_WIDTH + 1, None)
+        columns = (Column(no_wrap=True, overflow="crop", min_width=width) for width in widths)
+        line = Table.grid(*columns, padding=(0, 1))  # where the terminal is narrow, the remark is cropped
         bar = ProgressBar(total=self.total or 1.0, completed=self.done if self.total else 1.0, width=BAR_WIDTH)
-        line.add_row(Text(self.title), bar, Text(self.state()))
+        line.add_row(title, bar, Text(self.state()))
         return line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -112,12 +113,22 @@ def test_a_bar_says_what_each_number_is():
     bar.report(1, "loss 0.5")
     bar.started -= 10
     bar.pace.report(0, bar.started)
-    assert bar.state().startswith("1/50, 0:10 so far, loss 0.5, ")
+    assert re.fullmatch(r"1/50, 0:10 so far, \d+\.\d GB, loss 0\.5", bar.state())
     bar = Bar("Making", 4.0, counted=False)
     bar.report(0)
     bar.report(1)
     assert bar.state().startswith("25%, 0:00 so far, 0:00 left, ")
     assert Bar("Nothing", 0).state().startswith("0/0, ") and Bar("Nothing", 0, counted=False).state().startswith("100%")
+
+
+def test_a_narrow_terminal_crops_the_remark_alone(capsys):
+    from rich.console import Console
+
+    bar = Bar("Making", 50)
+    bar.report(1, "a remark that goes on and on " * 5)
+    Console(width=60).print(bar)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Making ") and "1/50, 0:00 so far, " in line and "GB, a rem" in line
 
 
 def test_memory_is_the_gpus_where_torch_works_on_one(monkeypatch):
@@ -126,7 +137,7 @@ def test_memory_is_the_gpus_where_torch_works_on_one(monkeypatch):
     assert memory_in_use().endswith(" GB")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3_210_000_000)
-    assert memory_in_use() == "3.2 GB on the GPU"
+    assert memory_in_use() == "3.2 GB (GPU)"
 
 
 def test_results_are_standard_outputs_alone_while_a_terminal_shows_progress(capsys, monkeypatch):
