@@ -179,6 +179,7 @@ BAD_SAMPLE = {
     "expanded alone": (["me.pfz", "Sketch.txt"], 2, EXPANDED),
     "cut by the shell": (["me.pfz", "S*", "on", "a", "beach"], 5, EXPANDED),
     "cut, of another placeholder": (["me.pfz", "--placeholder", "sks", "sks", "on"], 5, "sks. Put the prompt in"),
+    "forgotten placeholder": (["me.pfz", "beach"], 5, "Write it where the subject belongs"),
     "photo to draw": (["face.png", "S* on a beach"], 4, "This is a photo: run `profusion finetune` on it first."),
     "drawn picture to draw": (["drawn.png", "S*"], 4, "Give the bundle that it was drawn from: me.pfz."),
     "weights to draw": (["lora.safetensors", "S*"], 4, "is a safetensors file"),

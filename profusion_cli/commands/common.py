@@ -256,10 +256,10 @@ def check_whole(prompts: Sequence[str], placeholder: str) -> None:
     """The prompts of the command line are more than the words of one that the shell has cut.
 
     Raises:
-        InputError: a single word without the placeholder.
+        InputError: one of several is a single word without the placeholder.
     """
     for prompt in prompts:
-        if len(prompt.split()) == 1 and not placeholder_pattern(placeholder).search(prompt):
+        if len(prompts) > 1 and len(prompt.split()) == 1 and not placeholder_pattern(placeholder).search(prompt):
             raise InputError(f"The prompt '{prompt}' has no placeholder {placeholder}.", _quote(placeholder))
 
 
