@@ -352,6 +352,12 @@ class Config:
         flag="--seed",
         panel=CONFIGURATION,
     )
+    deterministic: bool = setting(
+        "The same bytes whatever the number of threads: one CPU thread, and algorithms that repeat themselves. Slower.",
+        False,
+        flag="--deterministic",
+        panel=CONFIGURATION,
+    )
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):

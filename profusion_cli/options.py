@@ -15,9 +15,11 @@ from profusion_cli.keys import Key, all_keys, keys_with_flags
 from profusion_cli.mappings import flat
 
 OUTPUT = "Output"
-MACHINE = ("device", "dtype", "seed")
+MACHINE = ("device", "dtype", "seed", "deterministic")
 """Keys that every command that computes takes."""
 
+PHOTO_LIMITS = "at most 100 megapixels, or 50 as WebP, TIFF, AVIF or JPEG 2000"
+"""Of `profusion_cli.images.opening`, in words."""
 PRESET_HELP = "Base model and defaults: a shipped preset (see `profusion presets`) or a YAML file."
 
 

@@ -15,7 +15,7 @@ from profusion_cli.errors import BundleError, ConfigError, UsageError
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 
-MACHINES_OWN = ("device", "dtype", "seed")
+MACHINES_OWN = ("device", "dtype", "seed", "deterministic")
 """Keys that no bundle remembers."""
 HOW_MUCH = ("num_images", "batch_size", "width", "height")
 """Keys of `sample` that a bundle does not decide: how much is drawn, and at once, is the user's affair."""

@@ -131,12 +131,13 @@ def _draw(
     warn_if_large(config, listener)
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
-        from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.device import repeatable, resolve_placement
         from profusion_cli.runtime.needs import DRAWS, base_needs, provide
         from profusion_cli.runtime.sampling import Sampler
 
     provide(base_needs(config, DRAWS))
-    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
+    placement = resolve_placement(config.device, config.dtype, training=False)
+    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
         sampler = Sampler(base, subjects, class_words, prompts, config)
         for warning in sampler.warnings():
             listener.warn(warning)
@@ -233,13 +234,14 @@ def _draw_way(
     warn_if_large(config, listener)
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
-        from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.device import repeatable, resolve_placement
         from profusion_cli.runtime.needs import DRAWS, base_needs, provide
         from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
 
     provide(base_needs(config, DRAWS))
     shares = frame_weights(frames, len(subjects))
-    with BaseModel(config.base, resolve_placement(config.device, config.dtype, training=False), listener) as base:
+    placement = resolve_placement(config.device, config.dtype, training=False)
+    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
         sampler = Sampler(base, subjects, class_words, [prompt], config)
         for warning in sampler.warnings():
             listener.warn(warning)

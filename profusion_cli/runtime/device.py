@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +113,44 @@ def _gpu_computes_bfloat16(device: torch.device) -> bool:
     """Whether that GPU does, of which a machine may have different ones; without a number it is the current one."""
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""An environment variable: with room of its own for each stream, CUDA's matrix products repeat themselves."""
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """While it lasts, and where it is wanted, torch computes the same bits whatever the number of threads.
+
+    Everything runs on one CPU thread, because sums are cut up by threads; and on a GPU by algorithms that repeat
+    themselves. CUDA reads its environment variable once: enter this before anything is computed.
+
+    Raises:
+        DeviceError: something has no such algorithm on the device.
+    """
+    if not wanted:
+        yield
+        return
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise DeviceError(
+            "--deterministic was asked for, and a part of the computation has no deterministic form on this device.",
+            "Leave it out, or use --device cpu.",
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def picture_generator(seed: int, index: int) -> torch.Generator:

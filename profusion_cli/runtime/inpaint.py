@@ -16,7 +16,7 @@ from profusion_cli.config import BaseConfig, Config, InpaintModel
 from profusion_cli.errors import DeviceError, UnavailableError
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.backbone import quiet_libraries
-from profusion_cli.runtime.device import Placement, picture_generator, resolve_placement
+from profusion_cli.runtime.device import Placement, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.pipelines import PipelineModel
 
@@ -82,7 +82,7 @@ def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) 
     holes = [Image.fromarray(255 - mask) for mask in augmented.masks]
     texts = background_prompt(config), settings.negative_prompt
     painted = []
-    with InpaintingModel(settings.model, placement, size, listener) as model:
+    with repeatable(config.deterministic), InpaintingModel(settings.model, placement, size, listener) as model:
         model.latent_size(size, size)
         pipeline = model.pipeline
         for text in texts:

@@ -17,7 +17,7 @@ from profusion_cli.pace import Smoothed
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
-from profusion_cli.runtime.device import DTYPES, picture_generator, resolve_placement
+from profusion_cli.runtime.device import DTYPES, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import REPEATED
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
@@ -71,7 +71,7 @@ def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, l
     """
     own = config.finetune
     placement = resolve_placement(config.device, config.dtype, training=own.steps > 0)
-    with BaseModel(config.base, placement, listener) as base:
+    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
         base.latent_size(config.base.resolution, config.base.resolution)
         make = _make_word if is_word_method(own.method) else _make_promptnet
         made = make(base, config, squares, listener, augment)

@@ -25,7 +25,7 @@ from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJEC
 from profusion_cli.files import atomic_output, write_json
 from profusion_cli.pace import clock
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.device import resolve_placement
+from profusion_cli.runtime.device import repeatable, resolve_placement
 from profusion_cli.runtime.pipelines import TextToImage
 
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
@@ -164,9 +164,10 @@ class Maker:
 
     def _model(self, cls: type[BaseModel], config: Config, stack: ExitStack) -> Any:
         """The base model, loaded once for all cells that use it in the same way."""
-        key = (cls, config.base, config.device, config.dtype)
+        key = (cls, config.base, config.device, config.dtype, config.deterministic)
         if self._open is None or self._open[0] != key:
             stack.close()
+            stack.enter_context(repeatable(config.deterministic))
             placement = resolve_placement(config.device, config.dtype, training=False)
             self._open = key, stack.enter_context(cls(config.base, placement))
         return self._open[1]

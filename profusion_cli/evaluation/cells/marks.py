@@ -132,4 +132,5 @@ def views_settings(config: Config) -> dict[str, Any]:
 
 def subject_settings(config: Config) -> dict[str, Any]:
     """What of a configuration a subject's bundle depends on, as plain data."""
-    return {key: value for key, value in config.as_dict().items() if key not in ("preset", "sample", "pretrain")}
+    left_out = ("preset", "sample", "pretrain", "deterministic")
+    return {key: value for key, value in config.as_dict().items() if key not in left_out}

@@ -18,7 +18,7 @@ from profusion_cli.dataset import Dataset, Listing
 from profusion_cli.errors import ConfigError, InputError
 from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import BaseModel
-from profusion_cli.runtime.device import DTYPES, resolve_placement
+from profusion_cli.runtime.device import DTYPES, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import make_accelerator, unprepare
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.pretraining.batches import read_dataset
@@ -131,7 +131,8 @@ def pretrain(
     parts = parts_of_a_batch(own)
     cached = cache_folder(cache)
     with contextlib.ExitStack() as stack:
-        # entered first: once the processes know of one another, transformers writes a random base in one of them only
+        stack.enter_context(repeatable(config.deterministic))
+        # before the processes know of one another, or transformers would write a random base in one of them only
         base = stack.enter_context(BaseModel(config.base, placement, listener))
         accelerator = make_accelerator(placement, parts)
         base.placement = replace(placement, device=accelerator.device)
