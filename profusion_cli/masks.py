@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from profusion_cli.errors import InputError, UsageError
-from profusion_cli.images import crop_square
+from profusion_cli.images import Photo, crop_square
 
 WORKING_SIZE = 320
 """Automatic masks are found at this size, whatever the resolution of the model."""
@@ -40,7 +39,7 @@ def parse_box(text: str) -> Box:
     return left, top, width, height
 
 
-def file_mask(mask: Image.Image, name: str, photo: Image.Image, size: int) -> np.ndarray:
+def file_mask(mask: Photo, photo: Photo, size: int) -> np.ndarray:
     """A mask picture of the photo's own size, light on the subject, cropped exactly like the photo.
 
     Raises:
@@ -48,16 +47,16 @@ def file_mask(mask: Image.Image, name: str, photo: Image.Image, size: int) -> np
     """
     if mask.size != photo.size:
         raise InputError(
-            f"The mask '{name}' is {mask.width}x{mask.height} pixels, and the photo {photo.width}x{photo.height}.",
+            f"The mask '{mask.name}' is {_told(mask)} pixels, and the photo {_told(photo)}.",
             "Make it of the photo's size, light on the subject and dark elsewhere.",
         )
-    light = np.asarray(crop_square(mask, size).convert("L"))
+    light = np.asarray(crop_square(mask.image, size).convert("L"))
     lightest = f", whose lightest pixel is {light.max()} of 255," if light.max() < LIGHT else ""
-    what = f"The mask '{name}'{lightest or _square_of(photo)}"
+    what = f"The mask '{mask.name}'{lightest or _square_of(photo)}"
     return _checked(light >= LIGHT, what, "Make it light on the subject and dark elsewhere.")
 
 
-def box_mask(box: Box, photo: Image.Image, size: int) -> np.ndarray:
+def box_mask(box: Box, photo: Photo, size: int) -> np.ndarray:
     """The box, given in pixels of the photo before it is cropped.
 
     Raises:
@@ -67,21 +66,21 @@ def box_mask(box: Box, photo: Image.Image, size: int) -> np.ndarray:
     shown = ",".join(str(number) for number in box)
     if width < 1 or height < 1:
         raise InputError(f"--box {shown} has a width or height below 1.", "Give x,y,w,h in pixels of the photo.")
-    if left < 0 or top < 0 or left + width > photo.width or top + height > photo.height:
+    if left < 0 or top < 0 or left + width > photo.size[0] or top + height > photo.size[1]:
         raise InputError(
-            f"--box {shown} does not lie inside the photo of {photo.width}x{photo.height} pixels.",
+            f"--box {shown} does not lie inside the photo of {_told(photo)} pixels.",
             "Give x,y,w,h in pixels of the photo, with x and y from its upper left corner.",
         )
     side = min(photo.size)
     centres = (np.arange(size) + 0.5) * side / size
-    x, y = centres + (photo.width - side) // 2, centres + (photo.height - side) // 2
+    x, y = (centres + (whole - side) // 2 for whole in photo.size)
     mask = ((y >= top) & (y < top + height))[:, None] & ((x >= left) & (x < left + width))[None]
     return _checked(
         mask, f"--box {shown}{_square_of(photo)}", "Draw it around the subject, in the square middle of the photo."
     )
 
 
-def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int]:
+def face_mask(photo: Photo, size: int) -> tuple[np.ndarray, int]:
     """The largest face with its hair, and how many other faces there are.
 
     Raises:
@@ -89,7 +88,7 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     """
     import cv2
 
-    square = np.asarray(crop_square(photo, WORKING_SIZE))
+    square = np.asarray(crop_square(photo.image, WORKING_SIZE))
     grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)
     cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
     smallest = (WORKING_SIZE // 8, WORKING_SIZE // 8)
@@ -97,7 +96,7 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     found = found or list(cascade.detectMultiScale(cv2.equalizeHist(grey), 1.05, 3, minSize=smallest))
     if not found:
         raise InputError(
-            f"No face was found in '{name}'{_square_of(photo).rstrip(',')}.",
+            f"No face was found in '{photo.name}'{_square_of(photo).rstrip(',')}.",
             f"{OTHER_WAYS}, take what is in the middle with --set augment.method=thing, "
             "or leave the photo as it is with --no-augment (of finetune).",
         )
@@ -114,22 +113,22 @@ def face_mask(photo: Image.Image, name: str, size: int) -> tuple[np.ndarray, int
     labels[possible & probable] = cv2.GC_PR_FGD
     labels[certain] = cv2.GC_FGD
     mask = _grab_cut(square, labels, None)
-    return _finish(mask, f"The mask that was found for the face in '{name}'", size), len(found) - 1
+    return _finish(mask, f"The mask that was found for the face in '{photo.name}'", size), len(found) - 1
 
 
-def thing_mask(photo: Image.Image, name: str, size: int) -> np.ndarray:
+def thing_mask(photo: Photo, size: int) -> np.ndarray:
     """What stands out in the middle of the picture.
 
     Raises:
         InputError: nothing, or everything, does.
     """
-    square = np.asarray(crop_square(photo, WORKING_SIZE))
+    square = np.asarray(crop_square(photo.image, WORKING_SIZE))
     margin = WORKING_SIZE // 16
     side = WORKING_SIZE - 2 * margin
     mask = _grab_cut(square, None, (margin, margin, side, side))
     if mask.sum() > 0.97 * side**2:  # nothing stands out from what lies around it
         mask[:] = False
-    return _finish(mask, f"The mask that was found for the middle of '{name}'", size)
+    return _finish(mask, f"The mask that was found for the middle of '{photo.name}'", size)
 
 
 def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
@@ -180,10 +179,15 @@ def _finish(mask: np.ndarray, what: str, size: int) -> np.ndarray:
     return _checked(found, what, f"{OTHER_WAYS}, or leave the photo as it is with --no-augment (of finetune).")
 
 
-def _square_of(photo: Image.Image) -> str:
+def _told(photo: Photo) -> str:
+    """Width and height in words."""
+    return "{}x{}".format(*photo.size)
+
+
+def _square_of(photo: Photo) -> str:
     """Which part of the photo is looked at, where that is not all of it."""
     side = min(photo.size)
-    return "" if photo.width == photo.height else f", in the central square of {side}x{side} pixels that is used,"
+    return "" if side == max(photo.size) else f", in the central square of {side}x{side} pixels that is used,"
 
 
 def _checked(mask: np.ndarray, what: str, hint: str) -> np.ndarray:

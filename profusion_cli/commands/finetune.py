@@ -126,7 +126,9 @@ def finetune(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="PHOTO...", help="Photos of one subject, or bundles of `profusion augment`; - is standard input."
+            metavar="PHOTO...",
+            help=f"Photos of one subject ({options.PHOTO_LIMITS}), or bundles of `profusion augment`; - is standard "
+            "input.",
         ),
     ],
     target: Annotated[

@@ -15,6 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from profusion_cli.errors import InputError
 
 MAX_PIXELS = 100_000_000
+MAX_HEAVY_PIXELS = 50_000_000
+"""Of the formats whose decoders hold a picture several times."""
+MAX_BYTES = 300_000_000
+"""Of a picture's file: within these three a picture is decoded in less than 1 GB."""
+_HEAVY = ("WEBP", "TIFF", "JPEG2000", "AVIF")
 # Decoders for photographs only: others start programs (EPS) or identify files by too little (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM", "JPEG2000")
 _SIGNATURES = {
@@ -58,16 +63,21 @@ def open_image(
     if is_safetensors(data):
         raise InputError(f"'{name}' holds weights (safetensors), not a picture.", "Give a picture here.")
     Image.init()
-    too_large = InputError(
-        f"'{name}' has more than {MAX_PIXELS // 10**6} megapixels.",
-        "Make it smaller: 512 pixels a side are used.",
-    )
+    smaller = "Make it smaller: 512 pixels a side are used."
+    if len(data) > MAX_BYTES:
+        raise InputError(f"'{name}' is a picture of more than {MAX_BYTES // 10**6} MB.", smaller)
+    too_large = InputError(f"'{name}' has more than {MAX_PIXELS // 10**6} megapixels.", smaller)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=[known for known in formats if known in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise too_large
+                if image.format in _HEAVY and image.width * image.height > MAX_HEAVY_PIXELS:
+                    raise InputError(
+                        f"'{name}' has more than {MAX_HEAVY_PIXELS // 10**6} megapixels, the most for {image.format}.",
+                        f"{smaller[:-1]}; or save it as a JPEG or PNG, which may have {MAX_PIXELS // 10**6}.",
+                    )
                 yield image
     except Image.DecompressionBombError:
         raise too_large from None

@@ -14,6 +14,12 @@ from profusion_cli.files import sha256_of
 from profusion_cli.images.opening import DAMAGE, open_image
 
 MIN_SIDE = 32
+ORDINARY_PIXELS = 32_000_000
+"""What has more is halved while it is decoded."""
+_BAND = 256
+"""Rows that are halved at once: an even number."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations of pictures that are stored on their side."""
 _GREY_MODES = ("1", "L", "LA")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MODES = (*_GREY_MODES, *_DEEP_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
@@ -21,16 +27,27 @@ _MODES = (*_GREY_MODES, *_DEEP_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded picture: RGB, upright, full size; `notes` are sentences the user should read."""
+    """A decoded picture.
+
+    Args:
+        name: what the user calls it.
+        sha256: of its file.
+        image: RGB, upright; half as wide and high as the file says where that is above `ORDINARY_PIXELS`.
+        notes: sentences the user should read.
+        size: width and height of the whole picture, upright, in pixels.
+    """
 
     name: str
     sha256: str
     image: Image.Image
     notes: tuple[str, ...]
+    size: tuple[int, int]
 
 
 def decode_photo(data: bytes | mmap.mmap, name: str, as_mask: bool = False) -> Photo:
     """The picture in `data`, upright, in sRGB, on white where it was transparent, first frame only.
+
+    One above `ORDINARY_PIXELS` is halved first, by the mean of 2 x 2 pixels, and by its decoder where that can.
 
     As a mask, a partly transparent picture is white where it is opaque, and black where it is transparent.
 
@@ -50,16 +67,46 @@ def decode_photo(data: bytes | mmap.mmap, name: str, as_mask: bool = False) -> P
                 f"'{name}' has pixels of kind '{image.mode}', which have no fixed range.",
                 "Save it as an 8-bit or 16-bit PNG, or as a JPEG.",
             )
+        size = image.size
+        large = image.width * image.height > ORDINARY_PIXELS
+        if large:
+            image.draft(image.mode, (image.width // 2, image.height // 2))
         image.load()
         orientation = _orientation(image, name, notes)
-        rgb = _to_rgb(image, name, notes, as_mask)
+        rgb = _to_rgb(_halved(image, name) if large and image.size == size else image, name, notes, as_mask)
         rgb.info.clear()
         rgb.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(rgb, in_place=True)
         frames = _frame_count(image)
         if frames > 1:
             notes.append(f"'{name}' has {frames} frames; the first is used.")
-    return Photo(name, sha256_of(data), rgb, tuple(notes))
+    return Photo(name, sha256_of(data), rgb, tuple(notes), size[::-1] if orientation in _TURNED else size)
+
+
+def _halved(image: Image.Image, name: str) -> Image.Image:
+    """A decoded image half as wide and high, rounded up, by the mean of 2 x 2 pixels.
+
+    It is of a mode that can be averaged, and carries nothing but its profile. Transparent pixels weigh nothing.
+    """
+    half: Image.Image | None = None
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        small = _averageable(band, name).reduce(2)
+        if half is None:
+            half = Image.new(small.mode, (small.width, -(-image.height // 2)))
+        half.paste(small, (0, top // 2))
+    assert half is not None
+    half.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    return half
+
+
+def _averageable(image: Image.Image, name: str) -> Image.Image:
+    """Any of `_MODES` as 8-bit channels that are colours, with an alpha channel where something may be transparent."""
+    if image.mode in _DEEP_MODES:
+        return _to_eight_bits(image, name)
+    if image.has_transparency_data:
+        return image.convert("LA" if image.mode in _GREY_MODES else "RGBA")
+    return image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
 
 
 def _orientation(image: Image.Image, name: str, notes: list[str]) -> object:

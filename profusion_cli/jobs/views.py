@@ -69,13 +69,13 @@ def find_subject(
     """
     size = config.base.resolution
     if region.mask is not None:
-        found = masks.file_mask(region.mask.image, region.mask.name, photo.image, size)
+        found = masks.file_mask(region.mask, photo, size)
         return found, {"method": "file"}, (photo_input(region.mask, "mask"),)
     if region.box is not None:
-        return masks.box_mask(region.box, photo.image, size), {"method": "box", "box": list(region.box)}, ()
+        return masks.box_mask(region.box, photo, size), {"method": "box", "box": list(region.box)}, ()
     if config.augment.method == "thing":
-        return masks.thing_mask(photo.image, photo.name, size), {"method": "thing"}, ()
-    found, others = masks.face_mask(photo.image, photo.name, size)
+        return masks.thing_mask(photo, size), {"method": "thing"}, ()
+    found, others = masks.face_mask(photo, size)
     if others:
         listener.warn(
             f"'{photo.name}' shows {others + 1} faces; the largest is taken. Choose another with --box or --mask."
