@@ -11,7 +11,7 @@ import profusion_cli
 from profusion_cli import draw, draw_way, load_config, make_subject, make_views
 from profusion_cli.bundle import read_bundle
 from profusion_cli.errors import BundleError, ConfigError, InputError, UsageError
-from profusion_cli.images import read_png_record
+from profusion_cli.images import read_record
 from profusion_cli.jobs.views import Region
 from tests.conftest import ok, prepare_for_commands
 
@@ -56,8 +56,8 @@ def test_what_python_makes_is_what_the_commands_make(photo, square, config, subj
     ok("sample", tmp_path / "mine.pfz", "S* on a beach", "-o", tmp_path / "by-command.png")
     (picture,) = draw([subject], ["S* on a beach"])
     picture.save(tmp_path / "by-python.png")
-    parameters, record = read_png_record((tmp_path / "by-python.png").read_bytes(), "by-python.png")
-    told = read_png_record((tmp_path / "by-command.png").read_bytes(), "by-command.png")
+    parameters, record = read_record((tmp_path / "by-python.png").read_bytes(), "by-python.png")
+    told = read_record((tmp_path / "by-command.png").read_bytes(), "by-command.png")
     assert told[0] == parameters
     assert told[1] == {**record, "subjects": [{**record["subjects"][0], "name": "mine.pfz"}]}
     with Image.open(tmp_path / "by-command.png") as image:

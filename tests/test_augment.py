@@ -26,7 +26,8 @@ from profusion_cli.augmentation import (
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import AugmentConfig
 from profusion_cli.errors import BundleError, InputError, OutputError
-from profusion_cli.images import crop_square, decode_photo, read_png_record
+from profusion_cli.images import crop_square, decode_photo, read_record
+from profusion_cli.jobs.photos import as_photo
 from profusion_cli.listener import LOGGED
 from profusion_cli.presets import resolve_config
 from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
@@ -152,23 +153,44 @@ def test_every_view_of_a_known_mask_holds_the_transformed_photo(tmp_path, extra)
 
 
 def test_the_thing_in_the_middle_is_found(photo):
-    image = decode_photo(photo.read_bytes(), "photo").image
-    found = masks.thing_mask(image, "photo", 128) > 0
-    truth = Image.new("L", image.size)
+    decoded = decode_photo(photo.read_bytes(), "photo")
+    found = masks.thing_mask(decoded, 128) > 0
+    truth = Image.new("L", decoded.size)
     ImageDraw.Draw(truth).ellipse((40, 20, 110, 120), fill=255)
     wanted = np.asarray(crop_square(truth.convert("RGB"), 128).convert("L")) > 127
     assert (found & wanted).sum() / (found | wanted).sum() > 0.95
-    assert (masks.thing_mask(image, "photo", 128) == found * 255).all()
+    assert (masks.thing_mask(decoded, 128) == found * 255).all()
 
 
 def test_a_mask_is_cropped_like_its_photo():
-    photo = Image.new("RGB", (160, 140))
+    photo = as_photo(Image.new("RGB", (160, 140)))
     mask = Image.new("RGB", photo.size)
     mask.paste("white", (50, 20, 90, 60))
-    by_file = masks.file_mask(mask, "mask", photo, 70)
+    by_file = masks.file_mask(as_photo(mask), photo, 70)
     assert (by_file == masks.box_mask((50, 20, 40, 40), photo, 70)).all()
     assert np.argwhere(by_file).min(0).tolist() == [10, 20]  # the square starts at x = 10
     assert (by_file > 0).sum() == 400
+
+
+def test_a_halved_photo_has_its_box_and_mask_where_the_whole_one_has_them(photo, tmp_path, monkeypatch):
+    mask = Image.new("L", (160, 140))
+    mask.paste(255, (50, 20, 90, 60))
+    mask.save(tmp_path / "mask.png")
+    found = {}
+    for pixels in (32_000_000, 10_000):
+        monkeypatch.setattr("profusion_cli.images.photos.ORDINARY_PIXELS", pixels)
+        whole = decode_photo(photo.read_bytes(), "photo")
+        by_file = decode_photo((tmp_path / "mask.png").read_bytes(), "mask.png", as_mask=True)
+        found[whole.image.size] = [
+            masks.file_mask(by_file, whole, 70),
+            masks.box_mask((50, 20, 40, 40), whole, 70),
+            masks.thing_mask(whole, 70),
+        ]
+        assert whole.size == (160, 140)
+        with pytest.raises(InputError, match="160x140"):
+            masks.box_mask((100, 0, 80, 80), whole, 70)
+    for one, other in zip(found[160, 140], found[80, 70], strict=True):
+        assert (one != other).mean() < 0.02
 
 
 def test_a_transparent_mask_marks_what_is_opaque(tmp_path):
@@ -181,14 +203,14 @@ def test_a_transparent_mask_marks_what_is_opaque(tmp_path):
         cut.save(tmp_path / "mask.png")
         mask = decode_photo((tmp_path / "mask.png").read_bytes(), "mask.png", as_mask=True)
         assert "what is opaque" in mask.notes[0]
-        found = masks.file_mask(mask.image, "mask.png", Image.new("RGB", shape.size), 64)
+        found = masks.file_mask(mask, as_photo(Image.new("RGB", shape.size)), 64)
         assert (found == np.asarray(shape)).all()
 
 
 @needs_faces
 def test_the_wall_beside_a_turned_face_is_not_the_face():
-    image = decode_photo((SHARED / "faces" / "bengio.jpg").read_bytes(), "bengio").image
-    found = masks.face_mask(image, "bengio", 512)[0]
+    photo = decode_photo((SHARED / "faces" / "bengio.jpg").read_bytes(), "bengio")
+    found = masks.face_mask(photo, 512)[0]
     assert not found[320:350, 390:].any()
     assert found[320:350, 200:370].all()
 
@@ -196,16 +218,16 @@ def test_the_wall_beside_a_turned_face_is_not_the_face():
 @needs_faces
 @pytest.mark.parametrize("name", ["00041", "bengio", "danielwu"])
 def test_faces_are_found_in_photographs(name):
-    image = decode_photo((SHARED / "faces" / f"{name}.jpg").read_bytes(), name).image
-    found, others = masks.face_mask(image, name, 512)
+    photo = decode_photo((SHARED / "faces" / f"{name}.jpg").read_bytes(), name)
+    found, others = masks.face_mask(photo, 512)
     assert others == 0
     rows, columns = np.nonzero(found)
     assert 0.25 < (found > 0).mean() < 0.65
     assert found[200:300, 230:280].all()  # eyes and nose
     assert columns.min() > 25
     assert columns.max() < 480
-    assert (masks.face_mask(image, name, 512)[0] == found).all()
-    small = masks.face_mask(image, name, 128)[0]
+    assert (masks.face_mask(photo, 512)[0] == found).all()
+    small = masks.face_mask(photo, 128)[0]
     assert abs((small > 0).mean() - (found > 0).mean()) < 0.01
     assert rows.min() < 80
 
@@ -285,7 +307,7 @@ def test_a_picture_of_nothing(colours):
     if colours == 2:
         plain.paste("white", (0, 0, 3, 64))
     with pytest.raises(InputError, match="marks nothing"):
-        masks.thing_mask(plain, "picture.png", 64)
+        masks.thing_mask(as_photo(plain), 64)
 
 
 def test_missing_weights_are_named_with_the_ways_out(photo, tmp_path, monkeypatch):
@@ -443,12 +465,20 @@ def test_saved_pictures_and_json(photo, tmp_path):
     result = json.loads(ok(*arguments, "--json").stdout)
     names = ["original.png", "01.png", "02.png"]
     assert result["pictures"] == [str(folder / name) for name in names]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-    images = read_images(bundle_at(target))
+    assert result["sheet"] == str(folder / "sheet.png")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "sheet.png"])
+    bundle = bundle_at(target)
+    images = read_images(bundle)
+    sheet = decode_photo(bundle.preview, "preview").image
+    assert (np.asarray(Image.open(folder / "sheet.png")) == np.asarray(sheet)).all()
     assert (np.asarray(Image.open(folder / "02.png")) == images.pictures[1]).all()
-    record = read_png_record((folder / "02.png").read_bytes(), "02.png")[1]
+    record = read_record((folder / "02.png").read_bytes(), "02.png")[1]
     assert record["view"]["seed"] == 1
-    ok("inspect", folder / "02.png", target)
+    record = read_record((folder / "sheet.png").read_bytes(), "sheet.png")[1]
+    assert [view["seed"] for view in record["views"]] == [0, 1]
+    for name in ("02.png", "sheet.png"):
+        (told, _) = json.loads(ok("inspect", folder / name, photo, "--json").stdout)["files"]
+        assert [origin["is_the_file"] for origin in told["made_from"]] == [str(photo)]
     target.unlink()
     result = run(*arguments)
     assert result.exit_code == 9

@@ -18,6 +18,8 @@ from profusion_cli import images
 from profusion_cli.commands.picture_targets import check_suffix
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import sha256_of
+from profusion_cli.images import opening, photos
+from profusion_cli.options import PHOTO_LIMITS
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "preprocess"
 
@@ -349,9 +351,120 @@ def test_a_picture_above_the_limit_is_refused_from_its_header(size):
     assert "100 megapixels" in refusal(png_of_size(*size)).message
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_formats_whose_decoders_take_much_memory_have_a_limit_of_their_own(kind, monkeypatch):
+    data = packed(noise(), kind)
+    monkeypatch.setattr(opening, "MAX_HEAVY_PIXELS", 64 * 64)
+    assert decode(data).image.size == (64, 64)
+    monkeypatch.setattr(opening, "MAX_HEAVY_PIXELS", 64 * 64 - 1)
+    assert kind in refusal(data).message
+    assert decode(packed(noise(), "PNG")).image.size == (64, 64)
+
+
+def test_a_file_of_too_many_bytes_is_refused_unopened(monkeypatch):
+    data = packed(noise(), "PNG")
+    monkeypatch.setattr(opening, "MAX_BYTES", len(data) - 1)
+    assert "MB" in refusal(data).message
+
+
+def test_the_limits_in_the_help_are_those_that_count():
+    assert f"{opening.MAX_PIXELS // 10**6} megapixels" in PHOTO_LIMITS
+    assert f"{opening.MAX_HEAVY_PIXELS // 10**6} as" in PHOTO_LIMITS
+
+
 def test_the_shorter_side_is_at_least_32_pixels():
     assert "200x31" in refusal(packed(Image.new("RGB", (200, 31)), "PNG")).message
     assert decode(packed(Image.new("RGB", (200, 32)), "PNG")).image.size == (200, 32)
+
+
+# Large pictures
+
+
+def cut_out(image: Image.Image) -> Image.Image:
+    """Opaque in the middle, transparent around it, with a soft edge between."""
+    alpha = Image.new("L", image.size)
+    alpha.paste(255, (60, 40, 240, 160))
+    image.putalpha(alpha.resize((100, 60)).resize(image.size))
+    return image
+
+
+def see_through(mode: str) -> bytes:
+    """A picture one of whose colours is transparent, without an alpha channel."""
+    picture = Image.new(mode, (301, 203))
+    for left in range(0, 300, 50):
+        picture.paste((left // 2,) * 3 if mode == "RGB" else left // 50, (left, 0, left + 25, 200))
+    if mode == "P":
+        picture.putpalette([200, 30, 10, 20, 200, 60, 9, 9, 200, 250, 250, 10, 90, 90, 90, 0, 0, 0])
+    return packed(picture, "PNG", transparency=(0, 0, 0) if mode == "RGB" else 0)
+
+
+def large(kind: str) -> bytes:
+    """A picture of 301 x 203 pixels of each kind that is halved in its own way."""
+    picture, profile = scene(301, 203), profile_with_swapped_primaries()
+    ramp = np.tile(np.linspace(0, 65535, 301).round().astype(np.uint16), (203, 1))
+    return {
+        "JPEG": lambda: packed(picture, "JPEG", quality=95),
+        "progressive JPEG": lambda: packed(picture, "JPEG", quality=95, progressive=True),
+        "grey JPEG": lambda: packed(picture.convert("L"), "JPEG", quality=95),
+        "CMYK JPEG": lambda: packed(picture.convert("CMYK"), "JPEG", quality=95),
+        "JPEG with a profile": lambda: packed(
+            picture, "JPEG", quality=95, icc_profile=profile_with_swapped_primaries()
+        ),
+        "PNG": lambda: packed(picture, "PNG"),
+        "PNG with a profile": lambda: packed(picture, "PNG", icc_profile=profile),
+        "transparent PNG": lambda: packed(cut_out(picture), "PNG"),
+        "transparent grey PNG": lambda: packed(cut_out(picture.convert("L").convert("LA")), "PNG"),
+        "16-bit PNG": lambda: packed(Image.fromarray(ramp), "PNG"),
+        "black and white PNG": lambda: packed(picture.convert("1"), "PNG"),
+        "PNG with a transparent colour": lambda: see_through("RGB"),
+        "PNG with a transparent grey": lambda: see_through("L"),
+        "PNG with a transparent entry": lambda: see_through("P"),
+        "GIF": lambda: packed(picture, "GIF"),
+        "WebP": lambda: packed(cut_out(picture), "WEBP", lossless=True),
+        "TIFF": lambda: packed(picture.convert("CMYK"), "TIFF"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("as_mask", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("JPEG", "progressive JPEG", "grey JPEG", "CMYK JPEG", "JPEG with a profile", "PNG", "PNG with a profile"),
+        *("transparent PNG", "transparent grey PNG", "16-bit PNG", "black and white PNG", "GIF", "WebP", "TIFF"),
+        *("PNG with a transparent colour", "PNG with a transparent grey", "PNG with a transparent entry"),
+    ],
+)
+def test_a_large_picture_is_halved_to_what_the_whole_one_shows(kind, as_mask, monkeypatch):
+    data = large(kind)
+    whole = images.decode_photo(data, "photo", as_mask)
+    monkeypatch.setattr(photos, "ORDINARY_PIXELS", 301 * 203 - 1)
+    monkeypatch.setattr(photos, "_BAND", 38)
+    half = images.decode_photo(data, "photo", as_mask)
+    assert (whole.image.size, half.image.size) == ((301, 203), (151, 102))
+    assert half.size == whole.size == (301, 203)
+    assert (half.sha256, half.notes) == (whole.sha256, whole.notes)
+    apart = np.abs(pixels(half.image) - pixels(whole.image.reduce(2)))
+    assert apart.max() <= 12 and apart.mean() < 0.8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_a_large_picture_is_upright_too(orientation, kind, monkeypatch):
+    monkeypatch.setattr(photos, "ORDINARY_PIXELS", 1000)
+    turn = STORED_AS[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = scene() if turn is None else scene().transpose(turn)
+    photo = decode(packed(stored, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {})))
+    assert (photo.size, photo.image.size) == ((64, 48), (32, 24))
+    assert np.abs(pixels(photo.image) - pixels(scene().reduce(2))).max() < 12
+
+
+def test_a_picture_of_ordinary_size_keeps_every_pixel(monkeypatch):
+    monkeypatch.setattr(photos, "ORDINARY_PIXELS", 64 * 64)
+    photo = decode(packed(noise(), "PNG"))
+    assert photo.size == photo.image.size
+    assert np.array_equal(pixels(photo.image), pixels(noise()))
 
 
 # Cropping
@@ -457,7 +570,8 @@ def test_what_is_written_is_what_the_name_says():
         with Image.open(io.BytesIO(images.encode_picture(f"a{suffix.upper()}", noise(), "p", {}))) as image:
             assert Image.registered_extensions()[suffix] == image.format
     for suffix in images.ANIMATIONS:
-        with Image.open(io.BytesIO(images.encode_animation(f"a{suffix.upper()}", [RED, GREEN, BLUE], 5))) as image:
+        data = images.encode_animation(f"a{suffix.upper()}", [RED, GREEN, BLUE], 5, "p", {})
+        with Image.open(io.BytesIO(data)) as image:
             assert (Image.registered_extensions()[suffix], 4) == (image.format, image.n_frames)
     assert images.encode_picture("-", noise(), "p", {}) == images.encode_png(noise(), "p", {})
 
@@ -482,12 +596,69 @@ RECORD = {"prompt": 'S* "на" пляже,\n日本 🙂', "seed": 7, "gamma": 0.
 @pytest.mark.parametrize("parameters", ["plain", "two\nlines: a, b", "café", "日本語 🙂\nSteps: 5"])
 def test_a_record_comes_back_from_the_png(parameters):
     data = images.encode_png(noise(), parameters, RECORD)
-    assert images.read_png_record(data, "out.png") == (parameters, RECORD)
+    assert images.read_record(data, "out.png") == (parameters, RECORD)
     with Image.open(io.BytesIO(data)) as image:
         assert np.array_equal(pixels(image), pixels(noise()))
         assert image.text["parameters"] == parameters
         assert json.loads(image.text["profusion"]) == RECORD
     assert b"iTXtprofusion\0\0\0" in data
+
+
+@pytest.mark.parametrize("suffix", images.ANIMATIONS)
+@pytest.mark.parametrize("parameters", ["", "two\nlines: a, b", "日本語 🙂\nprofusion: {}"])
+def test_a_record_comes_back_from_an_animation(parameters, suffix):
+    record = {**RECORD, "long": "x" * 70_000}
+    data = images.encode_animation(f"way{suffix}", [RED, GREEN, BLUE], 4, parameters, record)
+    assert images.read_record(data, "way") == (parameters, record)
+    assert data == images.encode_animation(f"way{suffix}", [RED, GREEN, BLUE], 4, parameters, record)
+    with pytest.raises(InputError, match="no record"):
+        images.read_record(packed(RED, Image.registered_extensions()[suffix]), "way")
+
+
+def test_other_tools_find_the_parameters_of_a_webp():
+    data = images.encode_animation("way.webp", [RED, GREEN], 4, "S* café\nSteps: 5", {})
+    with Image.open(io.BytesIO(data)) as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + "S* café\nSteps: 5".encode("utf-16-be")
+
+
+def animation_with(kind: str, record: bytes) -> bytes:
+    """An animation whose place for the record holds other bytes."""
+    if kind == "GIF":
+        return packed(RED, kind, comment=b"parameters\nprofusion: " + record)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x927C] = b"profusion\0" + record
+    return packed(RED, kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (b"{", "JSON"),
+        (b"[1]", "JSON object"),
+        (b"[" * 100_000, "JSON"),
+        (b"\xff\xfe", "JSON"),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "above the limit"),
+    ],
+    ids=["cut off", "list", "deep", "no text", "long"],
+)
+def test_an_animation_without_a_usable_record_is_refused(kind, record, words):
+    with silent(), pytest.raises(InputError, match=words) as caught:
+        images.read_record(animation_with(kind, record), "way")
+    assert "way" in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+def test_damage_in_an_animation_is_an_input_error(kind):
+    data = animation_with(kind, b"{}")
+    generator = np.random.default_rng(2)
+    for _ in range(100):
+        broken = bytearray(data)
+        for position in generator.integers(0, len(data), 4):
+            broken[position] = generator.integers(0, 256)
+        with silent(), contextlib.suppress(InputError):
+            images.read_record(bytes(broken), "way")
 
 
 def test_the_same_picture_gives_the_same_bytes_whatever_it_carries():
@@ -500,7 +671,7 @@ def test_the_same_picture_gives_the_same_bytes_whatever_it_carries():
 
 def test_undecodable_bytes_in_a_prompt_do_not_stop_the_writing():
     data = images.encode_png(noise(), "S* \udcff", {"prompt": "S* \udcff"})
-    assert images.read_png_record(data, "out.png") == ("S* ?", {"prompt": "S* ?"})
+    assert images.read_record(data, "out.png") == ("S* ?", {"prompt": "S* ?"})
 
 
 def png_with(**texts: str) -> bytes:
@@ -513,8 +684,8 @@ def png_with(**texts: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (packed(noise(), "JPEG"), "not a PNG"),
-        (b"text", "not a PNG"),
+        (packed(noise(), "JPEG"), "not a picture of a known format"),
+        (b"text", "not a picture of a known format"),
         (png_with(), "no record"),
         (png_with(parameters="Steps: 5"), "no record"),
         (png_with(profusion="{"), "JSON"),
@@ -528,7 +699,7 @@ def png_with(**texts: str) -> bytes:
 )
 def test_a_png_without_a_usable_record_is_refused(data, words):
     with silent(), pytest.raises(InputError, match=words) as caught:
-        images.read_png_record(data, "out.png")
+        images.read_record(data, "out.png")
     assert "out.png" in caught.value.message
 
 
@@ -536,7 +707,7 @@ def test_a_compressed_text_bomb_is_refused():
     info = PngInfo()
     info.add_itxt("profusion", "x" * (1 << 24), zip=True)
     with pytest.raises(InputError, match="damaged"):
-        images.read_png_record(packed(noise(), "PNG", pnginfo=info), "out.png")
+        images.read_record(packed(noise(), "PNG", pnginfo=info), "out.png")
 
 
 def test_a_damaged_png_is_refused_wherever_the_damage_is():
@@ -545,9 +716,9 @@ def test_a_damaged_png_is_refused_wherever_the_damage_is():
         broken = bytearray(data)
         broken[position] ^= 0x55
         with pytest.raises(InputError):
-            images.read_png_record(bytes(broken), "out.png")
+            images.read_record(bytes(broken), "out.png")
         with pytest.raises(InputError):
-            images.read_png_record(data[:position], "out.png")
+            images.read_record(data[:position], "out.png")
 
 
 def test_parameters_text_is_what_other_tools_read():

@@ -14,7 +14,7 @@ from PIL import Image
 from profusion_cli.bundle import read_bundle
 from profusion_cli.console import Output
 from profusion_cli.errors import OutputError
-from profusion_cli.images import encode_animation, read_png_record, strip
+from profusion_cli.images import encode_animation, enlarged, read_record, strip
 from profusion_cli.jobs.pictures import Picture
 from profusion_cli.runtime.sampling import frame_weights
 from tests.conftest import SHARED, ok, run, write_bundle
@@ -97,7 +97,7 @@ def test_a_strip_has_the_references_at_its_ends(frames, subject, other_subject, 
     middle = Image.fromarray(whole[:, 256:512].astype("uint8")).resize((128, 128), Image.Resampling.BOX)
     assert abs(np.asarray(middle).astype(int) - frames[0]).mean() < 12
     assert abs(whole[:, :256] - whole[:, -256:]).max() > 50
-    _, record = read_png_record(target.read_bytes(), "strip.png")
+    _, record = read_record(target.read_bytes(), "strip.png")
     assert record["weights"] == [[1, 0], [0.5, 0.5], [0, 1]]
     piped = ok("interpolate", *common, "-o", "-")
     assert piped.stdout_bytes == target.read_bytes()
@@ -112,20 +112,25 @@ def test_an_animation_goes_there_and_back(frames, subject, other_subject, tmp_pa
     animation = Image.open(target)
     assert animation.n_frames == 4
     order = []
+    assert animation.size == (256, 256), "as high as a strip"
     for frame in range(4):
         animation.seek(frame)
-        shown = np.asarray(animation.convert("RGB")).astype(int)
+        shown = np.asarray(animation.convert("RGB").reduce(2)).astype(int)
         assert animation.info["duration"] == 200
         order.append(int(np.argmin([abs(shown - original).mean() for original in frames])))
     assert order == [0, 1, 2, 1]
+    (told,) = json.loads(ok("inspect", target, "--json").stdout)["files"]
+    assert told["record"]["weights"] == [[1, 0], [0.5, 0.5], [0, 1]]
+    assert told["record"]["prompt"] == PROMPT and told["parameters"].startswith(PROMPT)
     if suffix == ".webp":
-        assert abs(shown - frames[1]).max() == 0
+        strip_of_frames = enlarged([Image.fromarray(frame.astype("uint8")) for frame in frames])
+        assert (np.asarray(animation.convert("RGB")) == np.asarray(strip_of_frames[1])).all()
 
 
 def test_strip_and_animation_of_odd_sizes():
     pictures = [Image.new("RGB", (30, 20), "red"), Image.new("RGB", (10, 40), "blue")]
     assert strip(pictures).size == (70, 40)
-    two = encode_animation("two.gif", [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], 4)
+    two = encode_animation("two.gif", [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], 4, "", {})
     assert Image.open(io.BytesIO(two)).n_frames == 2
 
 
@@ -135,7 +140,17 @@ def test_a_strip_without_all_references_has_none(subject, other_subject, tmp_pat
     write_bundle(bare, bundle.manifest, {name: bundle.read(name) for name in bundle.files})
     common = (bare, other_subject, subject, PROMPT, "--frames", 3, "--steps", 1)
     ok("interpolate", *common, "-o", tmp_path / "strip.png")
-    assert Image.open(tmp_path / "strip.png").size == (3 * 128, 128)
+    assert Image.open(tmp_path / "strip.png").size == (3 * 256, 256)
+
+
+def test_small_pictures_are_enlarged_and_large_ones_stay():
+    for size, shown in (
+        ((64, 64), (256, 256)),
+        ((96, 64), (384, 256)),
+        ((30, 512), (30, 512)),
+        ((300, 256), (300, 256)),
+    ):
+        assert [one.size for one in enlarged([Image.new("RGB", size)] * 2)] == [shown] * 2
 
 
 BAD = {  # arguments, exit code, and our words: none where Typer speaks

@@ -20,6 +20,7 @@ from profusion_cli.bundle import Bundle, read_bundle
 from profusion_cli.config import PretrainConfig
 from profusion_cli.dataset import Dataset, epoch_order, list_pictures, load_square, make_dataset, scan_pictures
 from profusion_cli.errors import ConfigError, DeviceError, InputError, OutputError
+from profusion_cli.images import encode_png, read_record
 from profusion_cli.runtime import training
 from profusion_cli.runtime.device import epoch_generator
 from profusion_cli.runtime.fitting import Step
@@ -113,6 +114,9 @@ def test_what_is_written(trained, pictures):
     assert differ(state.part("ema"), weights(target)) == 0  # the average is what is saved
     assert differ(state.part("promptnet"), weights(target)) > 1e-4
     assert Image.open(work / "samples-00000006.png").width > 500
+    parameters, record = read_record((work / "samples-00000006.png").read_bytes(), "sheet")
+    assert parameters.startswith("a photo of S*") and record["prompt"] == "a photo of S*"
+    assert record["pretrain"] == {"step": 6} and record["sample"]["steps"] == 2
 
 
 def test_finetune_takes_the_result(trained, photo, tmp_path):
@@ -615,7 +619,7 @@ def logged(work: Path, start: int, steps: range) -> None:
     book = Log(work, start)
     for number in steps:
         book.write(Step(number, start + number / 8, 0.5, 0.25), 3.0)
-    book.picture(steps[-1], Image.new("RGB", (4, 3)))
+    book.picture(steps[-1], encode_png(Image.new("RGB", (4, 3)), "", {}))
     book.close()
 
 

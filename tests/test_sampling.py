@@ -17,7 +17,7 @@ from PIL import Image
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import SampleConfig, build_config
 from profusion_cli.errors import BundleError, ConfigError
-from profusion_cli.images import read_png_record
+from profusion_cli.images import read_record
 from profusion_cli.jobs.configuration import remembered_config
 from profusion_cli.mappings import merge
 from profusion_cli.prompts import parse_prompt
@@ -215,7 +215,7 @@ def test_two_subjects(calls, subject, other_subject, tmp_path):
     ok("sample", subject, other_subject, "S1* and S2* at sea", "--steps", 2, "-o", tmp_path / "joint.png")
     assert {batch: count for (name, batch), count in calls.items() if name == "unet"} == {2: 2, 4: 2}
     assert abs(pixels(tmp_path / "each.png") - pixels(tmp_path / "joint.png")).max() > 0
-    _, record = read_png_record((tmp_path / "joint.png").read_bytes(), "joint.png")
+    _, record = read_record((tmp_path / "joint.png").read_bytes(), "joint.png")
     assert record["text"] == "a person and a dog at sea"
     assert [entry["name"] for entry in record["subjects"]] == ["me.pfz", "you.pfz"]
 
@@ -291,7 +291,7 @@ def test_files_names_and_records(subject, photo, tmp_path):
     assert result.stdout.splitlines() == [str(tmp_path / "out" / name) for name in names] + [
         str(tmp_path / "sheet.png")
     ]
-    parameters, record = read_png_record((tmp_path / "out" / names[1]).read_bytes(), names[1])
+    parameters, record = read_record((tmp_path / "out" / names[1]).read_bytes(), names[1])
     assert parameters.splitlines()[0] == "S* in anime style"
     assert "Negative prompt: blurry, grey" in parameters
     assert "Seed: 6" in parameters
@@ -304,6 +304,12 @@ def test_files_names_and_records(subject, photo, tmp_path):
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.width > 2 * 256
     assert sheet.height > 3 * 256
+    parameters_of_sheet, told = read_record((tmp_path / "sheet.png").read_bytes(), "sheet.png")
+    assert parameters_of_sheet == parameters.replace("Seed: 6", "Seed: 5")
+    assert {**told, "seed": 6} == {**record, "pictures": told["pictures"]}
+    assert [(one["prompt"], one["seed"]) for one in told["pictures"]] == [
+        (prompt, seed) for prompt in ("S* in anime style", "Ein Bild von S*, müde") for seed in (5, 6)
+    ]
 
 
 def test_json_lists_the_pictures(subject, tmp_path):

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 @options.takes("augment", "class_word", *options.MACHINE)
 def augment(
-    photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A photo of the subject; - is standard input.")],
+    photo: Annotated[
+        str,
+        typer.Argument(metavar="PHOTO", help=f"A photo of the subject ({options.PHOTO_LIMITS}); - is standard input."),
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -46,7 +49,7 @@ def augment(
         typer.Option(
             "--save-images",
             metavar="DIR",
-            help="Also write the pictures as PNG files into this folder.",
+            help="Also write the pictures and their numbered sheet as PNG files into this folder.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -74,7 +77,7 @@ def augment(
     config = configure(preset, None, flags, settings, output)
     check_one_stdin([photo, mask or ""])
     check_region(mask, box)
-    for name in ("device", "dtype"):
+    for name in ("device", "dtype", "deterministic"):
         if name in flags and not config.augment.inpaint:
             raise UsageError(f"--{name} has no effect where nothing is inpainted.", "Leave it out.")
     saved = _saved_names(save_images, config.augment.views)
@@ -98,7 +101,8 @@ def augment(
         for path in saved:
             output.line(path)
     seconds = time.perf_counter() - started
-    output.record({"path": target, **summary(made), "pictures": saved, "seconds": round(seconds, 2)})
+    images = {"pictures": saved[:-1], "sheet": saved[-1] if saved else None}
+    output.record({"path": target, **summary(made), **images, "seconds": round(seconds, 2)})
     output.finished(seconds, "" if target == STDIO else f"profusion finetune {quoted(target)} -o me.pfz")
 
 
@@ -115,38 +119,43 @@ def summary(made: Bundle) -> dict[str, Any]:
 
 
 def _saved_names(folder: str | None, views: int) -> list[str]:
-    """The original's file name, then those of the pictures, numbered as on the sheet."""
+    """The file names of the original, of the pictures, numbered as on the sheet, and of the sheet."""
     if folder is None:
         return []
     if not folder or folder == STDIO:
         raise UsageError(f"--save-images '{folder}' is no folder.", "Name a folder; it is made when it is missing.")
     digits = max(len(str(views)), 2)
-    names = ["original", *(f"{number:0{digits}d}" for number in range(1, views + 1))]
+    names = ["original", *(f"{number:0{digits}d}" for number in range(1, views + 1)), "sheet"]
     return [str(Path(folder) / f"{name}.png") for name in names]
 
 
 def _save_images(made: Bundle, paths: list[str], config: Config, force: bool) -> None:
-    """The pictures of an images bundle as PNG files with their records."""
+    """The sheet and the pictures of an images bundle as PNG files with their records."""
     if not paths:
         return
     from PIL import Image
 
-    from profusion_cli.augmentation import read_images
+    from profusion_cli.augmentation import read_images, sheet
     from profusion_cli.images import encode_png, parameters_text
 
-    tool, inputs, record = made.manifest["tool"], made.manifest["inputs"], made.manifest["augmentation"]
-    augmented = read_images(made)
-    for number, image in enumerate([Image.fromarray(augmented.original), *augmented.images]):
-        view = record["views"][number - 1] if number else None
-        text = ""
-        if view is not None and record["inpainted"]:
-            used = {
-                "Steps": config.augment.steps,
-                "Sampler": "DDIM",
-                "CFG scale": f"{config.augment.guidance_scale:g}",
-                "Seed": view["seed"],
-            }
-            text = parameters_text(record["prompt"], record["negative_prompt"], used)
-        data = encode_png(image, text, {"tool": tool, "inputs": inputs, "number": number, "view": view})
-        with atomic_output(paths[number], force) as file:
-            file.write(data)
+    common = {"tool": made.manifest["tool"], "inputs": made.manifest["inputs"]}
+    record, augmented = made.manifest["augmentation"], read_images(made)
+
+    def text_of(seed: int) -> str:
+        if not record["inpainted"]:
+            return ""
+        used = {
+            "Steps": config.augment.steps,
+            "Sampler": "DDIM",
+            "CFG scale": f"{config.augment.guidance_scale:g}",
+            "Seed": seed,
+        }
+        return parameters_text(record["prompt"], record["negative_prompt"], used)
+
+    pictures = [(Image.fromarray(augmented.original), "", {**common, "number": 0, "view": None})]
+    for number, (image, view) in enumerate(zip(augmented.images, record["views"], strict=True), 1):
+        pictures.append((image, text_of(view["seed"]), {**common, "number": number, "view": view}))
+    pictures.append((sheet(augmented), text_of(config.seed), {**common, "views": record["views"]}))
+    for path, picture in zip(paths, pictures, strict=True):
+        with atomic_output(path, force) as file:
+            file.write(encode_png(*picture))

@@ -182,10 +182,10 @@ def _what_instead(data: bytes, name: str) -> tuple[str, str] | None:
 
 def drawn_from(data: bytes, name: str) -> str:
     """The names of the bundles that a picture says it was drawn from; empty where profusion did not draw it."""
-    from profusion_cli.images import read_png_record
+    from profusion_cli.images import read_record
 
     try:
-        _, record = read_png_record(data, name)
+        _, record = read_record(data, name)
     except InputError:
         return ""
     subjects = record.get("subjects")

@@ -15,8 +15,6 @@ from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import read_source, sha256_of
 from profusion_cli.options import Json
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
 
 def describe(source: str) -> dict[str, Any]:
     """What a file is, by its content: a bundle, a picture made by this tool, any other picture, or the folder of a run.
@@ -27,7 +25,7 @@ def describe(source: str) -> dict[str, Any]:
     if os.path.isdir(source):
         return describe_folder(Path(source))
     from profusion_cli.bundle import looks_like_bundle, read_bundle
-    from profusion_cli.images import decode_photo, read_png_record
+    from profusion_cli.images import decode_photo, read_record
     from profusion_cli.images.opening import is_safetensors
 
     data, name = read_source(source), display_name(source)
@@ -35,17 +33,16 @@ def describe(source: str) -> dict[str, Any]:
     if looks_like_bundle(data):
         bundle = read_bundle(data, name)
         return {**entry, "is": f"{bundle.kind} bundle", "manifest": bundle.manifest}
-    if data[:8] == PNG_SIGNATURE:
-        try:
-            parameters, record = read_png_record(data, name)
-        except InputError:  # a picture from elsewhere
-            pass
-        else:
-            return {**entry, "is": "picture made by profusion", "parameters": parameters, "record": record}
     if is_safetensors(data):
         raise InputError(f"'{name}' holds weights (safetensors) by themselves.", "Give a bundle or a picture.")
+    try:
+        parameters, record = read_record(data, name)
+    except InputError:  # a picture from elsewhere
+        pass
+    else:
+        return {**entry, "is": "picture made by profusion", "parameters": parameters, "record": record}
     photo = decode_photo(data, name)
-    return {**entry, "is": "photo", "width": photo.image.width, "height": photo.image.height}
+    return {**entry, "is": "photo", "width": photo.size[0], "height": photo.size[1]}
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
@@ -80,6 +77,8 @@ def made_from(entry: dict[str, Any]) -> list[dict[str, str]]:
         for subject in entry["record"].get("subjects", []):
             origins.append({"what": f"subject bundle {subject['name']}", "sha256": subject["sha256"]})
             origins += _inputs_and_parents(subject)
+        if "inputs" in entry["record"]:
+            origins += _inputs_and_parents({"parents": [], **entry["record"]})
     if "manifest" in entry:
         origins += _inputs_and_parents(entry["manifest"])
     return origins

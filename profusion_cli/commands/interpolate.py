@@ -48,7 +48,8 @@ def interpolate(
             "-o",
             "--output",
             metavar="FILE|FOLDER",
-            help="A .png strip, a .webp or .gif animation, a folder of single frames, or - (the strip).",
+            help="A .png strip or a .webp or .gif animation, both 256 pixels high at least; a folder of single frames; "
+            "or - (the strip).",
             rich_help_panel=options.OUTPUT,
         ),
     ],
@@ -115,11 +116,11 @@ def interpolate(
 
 def _one_file(drawn: list[Picture], target: str, fps: float | None, references: list[Image.Image] | None) -> bytes:
     """All frames as an animation, or as a strip between the references of its ends."""
-    from profusion_cli.images import encode_animation, encode_picture, is_animation, strip
+    from profusion_cli.images import encode_animation, encode_picture, enlarged, is_animation, strip
 
-    frames = [picture.image for picture in drawn]
-    if is_animation(target):
-        return encode_animation(target, frames, DEFAULT_FPS if fps is None else fps)
-    whole = strip(frames if references is None else [references[0], *frames, references[-1]])
+    frames = enlarged([picture.image for picture in drawn])
     record = {**drawn[0].record, "weights": [picture.record["weights"] for picture in drawn]}
+    if is_animation(target):
+        return encode_animation(target, frames, DEFAULT_FPS if fps is None else fps, drawn[0].parameters, record)
+    whole = strip(frames if references is None else [references[0], *frames, references[-1]])
     return encode_picture(target, whole, drawn[0].parameters, record)

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,11 @@ from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import PLACEHOLDER, read_prompts
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from profusion_cli.jobs.pictures import Picture
 
 SHEET_CELL = 256
 
@@ -106,7 +112,7 @@ def sample(
             if path != STDIO:
                 output.line(path)
             if labelled is not None:
-                labelled.add(text, picture.prompt, picture.image)
+                labelled.add(picture)
             made.append({"path": path, "prompt": text, "seed": picture.record["seed"]})
     if labelled is not None:
         labelled.save()
@@ -138,20 +144,24 @@ class Sheet:
             raise UsageError(f"--sheet '{path}' is not a .png name, and the sheet is a PNG.", "Use a .png name.")
         check_target(path, force)
         self.path, self.force, self.references = path, force, references
-        self.rows: dict[int, tuple[str, list[Any]]] = {}
+        self.rows: dict[int, tuple[str, list[Image.Image]]] = {}
+        self.pictures: list[Picture] = []
 
-    def add(self, text: str, row: int, image: Any) -> None:
+    def add(self, picture: Picture) -> None:
         """A picture, small, behind those of its row."""
         from PIL import Image
 
-        small = image.copy()
+        small = picture.image.copy()
         small.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
-        self.rows.setdefault(row, (text, []))[1].append(small)
+        self.rows.setdefault(picture.prompt, (picture.record["prompt"], []))[1].append(small)
+        self.pictures.append(replace(picture, image=small))
 
     def save(self) -> None:
-        """Write it."""
-        from profusion_cli.images import contact_sheet
+        """Write it, with the record of its first picture, and what each one is of its own."""
+        from profusion_cli.images import contact_sheet, encode_png
 
         whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
+        first = self.pictures[0]
+        each = [{key: picture.record[key] for key in ("prompt", "text", "seed")} for picture in self.pictures]
         with atomic_output(self.path, self.force) as file:
-            whole.save(file, "PNG")
+            file.write(encode_png(whole, first.parameters, {**first.record, "pictures": each}))

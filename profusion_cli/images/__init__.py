@@ -2,7 +2,7 @@
 
 - `opening`: picture files of any origin, and words for what is wrong with them
 - `photos`: one upright RGB picture from any file, and its central square
-- `records`: PNG files with a record of how they were made
+- `records`: how a picture was made, inside its file
 - `formats`: what is written, by the ending of its name
 - `sheets`: pictures side by side
 - `lettering`: the text between them
@@ -10,8 +10,8 @@
 
 from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, encode_animation, encode_picture, is_animation
 from profusion_cli.images.photos import Photo, crop_square, decode_photo
-from profusion_cli.images.records import encode_png, parameters_text, read_png_record
-from profusion_cli.images.sheets import contact_sheet, numbered_sheet, strip
+from profusion_cli.images.records import encode_png, parameters_text, public_id, read_record
+from profusion_cli.images.sheets import contact_sheet, enlarged, numbered_sheet, strip
 
 __all__ = [
     "ANIMATIONS",
@@ -24,9 +24,11 @@ __all__ = [
     "encode_animation",
     "encode_picture",
     "encode_png",
+    "enlarged",
     "is_animation",
     "numbered_sheet",
     "parameters_text",
-    "read_png_record",
+    "public_id",
+    "read_record",
     "strip",
 ]

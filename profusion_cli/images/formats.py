@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO
-from profusion_cli.images.records import encode_png
+from profusion_cli.images.records import encode_comment, encode_exif, encode_png
 
 
 def _animation(frames: Sequence[Image.Image], fps: float, **options: Any) -> bytes:
@@ -24,15 +23,24 @@ def _animation(frames: Sequence[Image.Image], fps: float, **options: Any) -> byt
     return buffer.getvalue()
 
 
+def _webp(frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]) -> bytes:
+    return _animation(frames, fps, format="WEBP", lossless=True, exif=encode_exif(parameters, record))
+
+
+def _gif(frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]) -> bytes:
+    return _animation(frames, fps, format="GIF", disposal=1, comment=encode_comment(parameters, record))
+
+
 PNG = ".png"
 """What is written where no name says otherwise."""
 PICTURES: Mapping[str, Callable[[Image.Image, str, dict[str, Any]], bytes]] = {PNG: encode_png}
 """Writers of one picture with its parameters and its record."""
-ANIMATIONS: Mapping[str, Callable[[Sequence[Image.Image], float], bytes]] = {
-    ".webp": partial(_animation, format="WEBP", lossless=True),
-    ".gif": partial(_animation, format="GIF", disposal=1),
+ANIMATIONS: Mapping[str, Callable[[Sequence[Image.Image], float, str, dict[str, Any]], bytes]] = {
+    ".webp": _webp,
+    ".gif": _gif,
 }
-"""Writers of an endless animation there and back again: of RGB frames of one size, at so many a second."""
+"""Writers of an endless animation there and back again, of RGB frames of one size, at so many a second; with its
+parameters and its record."""
 
 
 def is_animation(target: str) -> bool:
@@ -56,12 +64,15 @@ def encode_picture(target: str, image: Image.Image, parameters: str, record: dic
     return PICTURES[suffix](image, parameters, record)
 
 
-def encode_animation(target: str, frames: Sequence[Image.Image], fps: float) -> bytes:
+def encode_animation(
+    target: str, frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]
+) -> bytes:
     """An animation as its file's name asks for it.
 
     Args:
         target: a name that ends in a key of `ANIMATIONS`.
         frames: RGB, all of one size.
         fps: frames per second.
+        parameters, record: see `encode_png`.
     """
-    return ANIMATIONS[Path(target).suffix.lower()](frames, fps)
+    return ANIMATIONS[Path(target).suffix.lower()](frames, fps, parameters, record)

@@ -1,23 +1,29 @@
-"""Records of how a picture was made, inside its PNG file."""
+"""Records of how a picture was made, inside its file: PNG, WebP or GIF."""
 
 from __future__ import annotations
 
 import io
 import json
 import mmap
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from profusion_cli.errors import InputError
 from profusion_cli.images.opening import open_image
 
 MAX_RECORD_CHARS = 1 << 20
 RECORD_KEY = "profusion"
-_HINT = "Give a PNG file written by 'profusion sample'."
+_PARAMETERS_KEY = "parameters"
+_HINT = "Give a picture as profusion wrote it."
+_USER_COMMENT = b"UNICODE\0"
+"""What the text of EXIF's UserComment begins with where it is UTF-16."""
 
 
-def encode_png(image: Image.Image, parameters: str, record: dict) -> bytes:
+def encode_png(image: Image.Image, parameters: str, record: dict[str, Any]) -> bytes:
     """PNG bytes, the same for the same input, with `parameters` (A1111's key) and `record` as JSON text.
 
     Nothing else that `image` carries (EXIF, profile, comments) gets into the file.
@@ -25,37 +31,86 @@ def encode_png(image: Image.Image, parameters: str, record: dict) -> bytes:
     plain = image.convert("RGB")
     plain.info.clear()
     text = PngInfo()
-    text.add_text("parameters", encodable(parameters))
-    packed = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text.add_itxt(RECORD_KEY, encodable(packed))
+    text.add_text(_PARAMETERS_KEY, encodable(parameters))
+    text.add_itxt(RECORD_KEY, encodable(_packed(record)))
     buffer = io.BytesIO()
     plain.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()
 
 
-def read_png_record(data: bytes | mmap.mmap, name: str) -> tuple[str, dict]:
-    """`parameters` and `record` as `encode_png` wrote them.
+def encode_exif(parameters: str, record: dict[str, Any]) -> bytes:
+    """EXIF data with `parameters` as the user's comment, where A1111 has them, and `record` as the maker's note."""
+    exif = Image.Exif()
+    own = exif.get_ifd(ExifTags.IFD.Exif)
+    own[ExifTags.Base.UserComment] = _USER_COMMENT + encodable(parameters).encode("utf-16-be")
+    own[ExifTags.Base.MakerNote] = f"{RECORD_KEY}\0{encodable(_packed(record))}".encode()
+    return exif.tobytes()
+
+
+def encode_comment(parameters: str, record: dict[str, Any]) -> bytes:
+    """A comment with `parameters`, and `record` in its last line."""
+    return f"{encodable(parameters)}\n{RECORD_KEY}: {encodable(_packed(record))}".encode()
+
+
+def _packed(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _png_texts(image: Any) -> tuple[str, str | None]:
+    return str(image.text.get(_PARAMETERS_KEY, "")), image.text.get(RECORD_KEY)
+
+
+def _exif_texts(image: Image.Image) -> tuple[str, str | None]:
+    own = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    comment, note = (own.get(tag) for tag in (ExifTags.Base.UserComment, ExifTags.Base.MakerNote))
+    told = isinstance(comment, bytes) and comment.startswith(_USER_COMMENT)
+    parameters = comment[len(_USER_COMMENT) :].decode("utf-16-be", "replace") if told else ""
+    mark = f"{RECORD_KEY}\0".encode()
+    ours = isinstance(note, bytes) and note.startswith(mark)
+    return parameters, note[len(mark) :].decode("utf-8", "replace") if ours else None
+
+
+def _comment_texts(image: Image.Image) -> tuple[str, str | None]:
+    comment = image.info.get("comment", b"").decode("utf-8", "replace")
+    parameters, found, packed = comment.rpartition(f"\n{RECORD_KEY}: ")
+    return (parameters, packed) if found else (comment, None)
+
+
+_TEXTS: Mapping[str, Callable[[Any], tuple[str, str | None]]] = {
+    "PNG": _png_texts,
+    "WEBP": _exif_texts,
+    "GIF": _comment_texts,
+}
+"""What reads the texts of `parameters` and `record` from an opened picture, by Pillow's name of its format."""
+
+
+def read_record(data: bytes | mmap.mmap, name: str) -> tuple[str, dict[str, Any]]:
+    """`parameters` and `record` as they were written into a picture.
 
     Raises:
-        InputError: not a PNG, damaged, or without a readable record.
+        InputError: no picture of a kind that is written here, damaged, or without a readable record.
     """
-    with open_image(data, name, ("PNG",), _HINT) as image:
+    with open_image(data, name, tuple(_TEXTS), _HINT) as image:
         image.verify()
-    with open_image(data, name, ("PNG",), _HINT) as image:
-        assert isinstance(image, PngImageFile)
-        texts = dict(image.text)
-    if RECORD_KEY not in texts:
+    with open_image(data, name, tuple(_TEXTS), _HINT) as image:
+        parameters, packed = _TEXTS[str(image.format)](image)
+    if packed is None:
         raise InputError(f"'{name}' holds no record of how it was made.", _HINT)
     hint = "The file was changed by another program: use the original."
-    if len(texts[RECORD_KEY]) > MAX_RECORD_CHARS:
-        raise InputError(f"'{name}' holds a record of {len(texts[RECORD_KEY])} characters, above the limit.", hint)
+    if len(packed) > MAX_RECORD_CHARS:
+        raise InputError(f"'{name}' holds a record of {len(packed)} characters, above the limit.", hint)
     try:
-        record = json.loads(texts[RECORD_KEY])
+        record = json.loads(packed)
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{name}' holds a record that is not valid JSON.", hint) from error
     if not isinstance(record, dict):
         raise InputError(f"'{name}' holds a record that is not a JSON object.", hint)
-    return str(texts.get("parameters", "")), record
+    return parameters, record
+
+
+def public_id(id: str) -> str:
+    """A Hub id as it is; of a folder its name alone, since pictures are shown to others."""
+    return os.path.basename(id) if os.path.isabs(id) else id
 
 
 def parameters_text(prompt: str, negative_prompt: str, settings: dict[str, object]) -> str:

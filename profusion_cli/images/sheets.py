@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from profusion_cli.images.lettering import Font, draw_lines, font_of, line_height, wrap
 
+SHOWN = 256
+"""Strips and animations are so many pixels high at least."""
 _PAPER, _INK, _QUIET, _LINE = "#faf9f7", "#22211f", "#6b6862", "#d8d5cf"
 
 
@@ -173,6 +175,13 @@ def numbered_sheet(pictures: Sequence[tuple[str, Image.Image]], cell: int = 160,
         sheet.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (x, y))
         draw.text((x + cell // 2, y + cell), caption, font=font, fill=_INK, anchor="ma")
     return sheet
+
+
+def enlarged(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of one size, enlarged by Lanczos where they are less than `SHOWN` pixels high."""
+    height = max(SHOWN, pictures[0].height)
+    size = (round(pictures[0].width * height / pictures[0].height), height)
+    return [picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
 
 
 def strip(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image
 from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
-from profusion_cli.images import parameters_text
+from profusion_cli.images import parameters_text, public_id
 from profusion_cli.prompts import Prompt
 from profusion_cli.samplers import SAMPLERS
 
@@ -25,11 +24,6 @@ def lineage(bundle: Bundle) -> dict[str, Any]:
         "inputs": bundle.manifest["inputs"],
         "parents": bundle.manifest["parents"],
     }
-
-
-def public_id(id: str) -> str:
-    """A Hub id as it is; of a folder its name alone, since pictures are shown to others."""
-    return os.path.basename(id) if os.path.isabs(id) else id
 
 
 def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], config: Config) -> dict[str, Any]:

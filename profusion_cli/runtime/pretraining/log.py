@@ -58,15 +58,14 @@ class Log:
                 named = zip(COLUMNS[1:], (*numbers, rate), strict=True)
                 self._events.add(step.number, *({"tag": name, "simple_value": number} for name, number in named))
 
-    def picture(self, number: int, sheet: Image.Image) -> None:
+    def picture(self, number: int, png: bytes) -> None:
         """The sample sheet after step `number`, as a PNG file and for the events."""
-        png = io.BytesIO()
-        sheet.save(png, "PNG")
         with self._reported():
             with atomic_output(self.work / SHEET.format(f"{number:08d}"), force=True) as file:
-                file.write(png.getbuffer())
+                file.write(png)
             if self._events is not None:
-                image = {"encoded_image_string": png.getvalue(), "width": sheet.width, "height": sheet.height}
+                width, height = Image.open(io.BytesIO(png)).size
+                image = {"encoded_image_string": png, "width": width, "height": height}
                 self._events.add(number, {"tag": "samples", "image": image})
 
     @contextlib.contextmanager

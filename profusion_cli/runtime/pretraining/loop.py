@@ -106,7 +106,7 @@ def train(
                         accelerator.wait_for_everyone()  # a launcher ends all as soon as one has ended
                         raise Interrupted(asked, f"A checkpoint of step {number} is in '{work}': go on with --resume.")
                     if log is not None and own.sample_every and number % own.sample_every == 0:
-                        log.picture(number, draw_sheet(trainer, encodings))
+                        log.picture(number, draw_sheet(trainer, encodings, number))
                     yield step, rate
                     before = time.perf_counter()
         except (OutputError, InputError, DeviceError):

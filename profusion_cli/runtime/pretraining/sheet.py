@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
+from typing import Any
 
-from PIL import Image
-
+from profusion_cli import __version__
 from profusion_cli.config import SampleConfig
 from profusion_cli.dataset import load_square
-from profusion_cli.images import contact_sheet
-from profusion_cli.prompts import parse_prompt
+from profusion_cli.images import contact_sheet, encode_png, parameters_text, public_id
+from profusion_cli.mappings import plain
+from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.runtime.device import picture_generator
+from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.pretraining.encodings import Encodings
 from profusion_cli.runtime.pretraining.trainer import Trainer
 from profusion_cli.runtime.sampling import draw_pictures, subject_of, tokenize
+from profusion_cli.samplers import SAMPLERS
 
 PICTURES = 4
 
 
-def draw_sheet(trainer: Trainer, encodings: Encodings) -> Image.Image:
-    """A few pictures, and what "a photo of S*" draws of each by plain classifier-free guidance."""
+def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
+    """A few pictures, and what "a photo of S*" draws of each by plain classifier-free guidance.
+
+    Returns:
+        A PNG file with its record, as after step `number`.
+    """
     config, base = trainer.config, trainer.base
     guidance = config.sample.subject_guidance[:1]
     settings = SampleConfig(sampler="cfg", steps=config.pretrain.sample_steps, subject_guidance=guidance)
@@ -38,4 +46,23 @@ def draw_sheet(trainer: Trainer, encodings: Encodings) -> Image.Image:
         drawn += draw_pictures(base, trainer.unet, [subject], tokens, settings, guidance, generators)
         squares.append(("", load_square(encodings.dataset, index, config.base.resolution)))
     trainer.unet.train()
-    return contact_sheet([(config.concept_prompt, drawn)], squares)
+    record = _record(trainer, prompt, settings, number)
+    used = {"Steps": settings.steps, "Sampler": SAMPLERS["cfg"].label, "CFG scale": f"{guidance[0]:g}"}
+    used |= {"Seed": config.seed, "Model": record["base"]["id"]}
+    sheet = contact_sheet([(config.concept_prompt, drawn)], squares)
+    return encode_png(sheet, parameters_text(config.concept_prompt, "", used), record)
+
+
+def _record(trainer: Trainer, prompt: Prompt, settings: SampleConfig, number: int) -> dict[str, Any]:
+    """What the sheet remembers of its making, as plain data; like any picture's, but its subjects are in training."""
+    config, base = trainer.config, trainer.base
+    known = base.manifest(base.fingerprints(*parts_for("promptnet")))
+    return {
+        "tool": {"name": "profusion", "version": __version__},
+        "prompt": prompt.text,
+        "text": prompt.twin([config.class_word]),
+        "seed": config.seed,
+        "base": {**known, "id": public_id(known["id"])},
+        "pretrain": {"step": number},
+        "sample": plain(asdict(settings)),
+    }
