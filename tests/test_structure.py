@@ -15,6 +15,7 @@ LAYERS = {
     "runtime": ("jobs", "commands", "evaluation", "app"),
     "jobs": ("commands", "evaluation", "app"),
     "evaluation": ("commands", "app"),
+    "doctor": ("commands", "evaluation", "app"),
     "images": ("bundle", "runtime", "jobs", "commands", "evaluation", "app"),
     "bundle": ("runtime", "jobs", "commands", "evaluation", "app"),
 }
