@@ -59,12 +59,12 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"sample.steps": 10}` as `{"sample": {"steps": 10}}`."""
+def nested(flat: Mapping[Any, Any]) -> dict[str, Any]:
+    """`{"sample.steps": 10}` as `{"sample": {"steps": 10}}`; a key that is no text, as YAML has, becomes one."""
     result: dict[str, Any] = {}
     for path, value in flat.items():
         layer: Any = value
-        for key in reversed(path.split(".")):
+        for key in reversed(str(path).split(".")):
             layer = {key: layer}
         result = merge(result, layer)
     return result

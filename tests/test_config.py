@@ -97,6 +97,7 @@ def test_preset_from_a_file(tmp_path):
 
 def test_merge_and_nested():
     assert nested({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert nested({1: 2}) == {"1": 2}
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": None}}) == {"a": {"b": 1, "c": None}}
 
 
