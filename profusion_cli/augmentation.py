@@ -234,20 +234,20 @@ def read_images(bundle: Bundle) -> Augmented:
     Raises:
         BundleError: of another kind, or with tensors that do not belong together.
     """
-    tensors = safetensors.numpy.load(bytes(bundle.require("images").read(IMAGES_FILE)))
+    held = bundle.require("images").shapes(IMAGES_FILE)
     names = ("original", "original_mask", "pictures", "masks")
-    arrays = [tensors[name] for name in names if name in tensors]
-    fits = len(arrays) == len(tensors) == 4 and all(array.dtype == np.uint8 for array in arrays)
+    fits = set(held) == set(names) and all(dtype == "U8" for dtype, _ in held.values())
     if fits:
-        count, size = arrays[2].shape[0] if arrays[2].ndim else 0, arrays[1].shape[0] if arrays[1].ndim else 0
+        shapes = [held[name][1] for name in names]
+        count, size = shapes[2][0] if shapes[2] else 0, shapes[1][0] if shapes[1] else 0
         square = (size, size)
-        wanted = [(3, *square), square, (count, 3, *square), (count, *square)]
-        fits = count > 0 and size > 0 and [array.shape for array in arrays] == wanted
+        fits = count > 0 and size > 0 and shapes == [(3, *square), square, (count, 3, *square), (count, *square)]
     if not fits:
         raise BundleError(
             f"The pictures in '{bundle.name}' do not belong together.", "Make it again with `profusion augment`."
         )
-    original, original_mask, pictures, masks = arrays
+    tensors = safetensors.numpy.load(bytes(bundle.read(IMAGES_FILE)))
+    original, original_mask, pictures, masks = (tensors[name] for name in names)
     return Augmented(original.transpose(1, 2, 0), original_mask, pictures.transpose(0, 2, 3, 1), masks)
 
 

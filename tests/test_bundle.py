@@ -7,12 +7,10 @@ import errno
 import io
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -688,7 +686,7 @@ def bomb():
         ('a: "\\uD800"', "YAML"),
         ("a: 2024-01-01", "plain data"),
         ("a: 2024-99-99", "plain data"),
-        ("a: {<<: {b: 1}}", "not a text"),
+        ("a: {<<: {b: 1}}", "not plain data"),
         ("5: a", "not a text"),
         ("[1, 2]: a", "not a text"),
         ("a: 0x_", "YAML"),
@@ -704,6 +702,9 @@ def bomb():
         ("a: [", "YAML"),
         ("a: \x00", "YAML"),
         ("a: " + "x" * (1 << 20), "1048576"),
+        (f"a: [{'[],' * 30_000}]", "30000 values"),
+        ("- - - - -\n" * 7000, "YAML"),
+        ("\n---\na: 1\n", "more than one YAML document"),
     ],
 )
 def test_hostile_yaml(written, extra, word):
@@ -712,11 +713,7 @@ def test_hostile_yaml(written, extra, word):
 
 def test_hostile_yaml_without_the_c_library(written, monkeypatch):
     """The same promises where PyYAML was built without libyaml."""
-
-    class Loader(plain_yaml._PlainOnly, yaml.SafeLoader):
-        pass
-
-    monkeypatch.setattr(plain_yaml, "_Loader", Loader)
+    monkeypatch.setattr(plain_yaml, "_Loader", yaml.SafeLoader)
     assert read_bundle(written, "x.pfz").kind == "subject"
     for extra in (
         bomb(),
@@ -771,6 +768,8 @@ U = {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}
         (raw_safetensors({"t": T | {"shape": [2.0]}}, b"ab"), "shape"),
         (raw_safetensors({"t": T | {"shape": [True, 2]}}, b"ab"), "shape"),
         (raw_safetensors({"t": T | {"shape": [1 << 62, 1 << 62]}}, b"ab"), "shape"),
+        (raw_safetensors({"t": T | {"shape": [1 << 40, 1 << 40, 0], "data_offsets": [0, 0]}}), "shape"),
+        (raw_safetensors(f'{{"t": [{"[]," * (1 << 21)}]}}'), "header claims"),
         (raw_safetensors({"t": T | {"data_offsets": [2, 0]}}, b"ab"), "'t'"),
         (raw_safetensors({"t": T | {"data_offsets": [0, 2, 2]}}, b"ab"), "offsets"),
         (raw_safetensors({"t": T | {"data_offsets": [0, 4]}}, b"abcd"), "size"),
@@ -798,61 +797,3 @@ def test_tensors_must_be_those_of_the_manifest(written):
     refused(with_tensors(written, blob, described | {"t": {"dtype": "U8", "shape": [2, 1]}}), "manifest")
     renamed = raw_safetensors({"x": U, "t": T}, b"abcd")
     refused(with_tensors(written, renamed, described), "manifest")
-
-
-# --- chance -----------------------------------------------------------------------------------
-
-
-def mutations(data, number):
-    rng = random.Random(0)
-    for count in range(number):
-        at = rng.randrange(len(data))
-        match count % 5:
-            case 0 | 1:
-                yield data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
-            case 2:
-                yield data[:at]
-            case 3:
-                yield data[:at] + rng.randbytes(rng.randrange(1, 40)) + data[at:]
-            case 4:
-                yield data[:at] + data[at + rng.randrange(1, 40) :]
-    for at in range(len(data) - 400, len(data)):  # every byte of the directory and the end
-        yield data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
-
-
-def test_mutations_are_refused_or_mean_the_same(written):
-    original = read_bundle(written, "x.pfz")
-    accepted = 0
-    for data in mutations(written, 600):
-        try:
-            bundle = read_bundle(data, "x.pfz")
-        except BundleError as error:
-            assert error.message.startswith("'x.pfz' ")
-            continue
-        accepted += 1
-        assert len(data) == len(written)
-        assert (bundle.manifest, bundle.preview) == (original.manifest, original.preview)
-        assert all(bundle.read(file) == original.read(file) for file in original.files)
-    assert accepted < 100
-
-
-def test_mutations_of_manifest_and_header_with_checksums_made_to_fit(written):
-    """The same where nobody is warned by a checksum: other errors than BundleError never come out."""
-    entries = dict(entries_of(written))
-    blob = TENSORS["unet.safetensors"]
-    assert zlib.crc32(blob) and blob == entries["unet.safetensors"]
-    outcomes = set()
-    for text in mutations(entries["manifest.yaml"], 200):
-        outcomes.add(outcome(zipped([("manifest.yaml", text), *list(entries.items())[1:]])))
-    for mutant in mutations(blob + bytes(400), 200):
-        outcomes.add(outcome(with_tensors(written, mutant)))
-    assert BundleError in outcomes
-
-
-def outcome(data):
-    try:
-        bundle = read_bundle(data, "x.pfz")
-    except BundleError:
-        return BundleError
-    json.dumps(bundle.manifest)  # plain data, whatever it says
-    return None

@@ -44,6 +44,12 @@ class Bundle:
             raise BundleError(f"'{self.name}' has no '{file_name}', which is needed here.", AGAIN)
         return self._entries[file_name]
 
+    def shapes(self, file_name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype (of safetensors) and shape of each tensor in one safetensors entry; nothing is loaded."""
+        self.read(file_name)
+        listed = self.manifest["files"][file_name]["tensors"]
+        return {name: (described["dtype"], tuple(described["shape"])) for name, described in listed.items()}
+
     def save(self, target: str | Path, force: bool = False) -> None:
         """Write it as a file; `-` is standard output.
 

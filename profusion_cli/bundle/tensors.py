@@ -10,7 +10,7 @@ import numpy as np
 
 from profusion_cli.bundle.refusal import Refused, show
 
-MAX_HEADER = 16 << 20
+MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 _CHUNK = 1 << 20
 _ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
@@ -72,7 +72,7 @@ def _check_entry(name: str, entry: Any) -> None:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_SIZE:
         raise Refused(f"tensor {shown} has the dtype {show(dtype)}, not {'/'.join(_ITEM_SIZE)}")
-    if not are_naturals(shape) or len(shape) > 8:
+    if not are_naturals(shape) or len(shape) > 8 or math.prod(max(side, 1) for side in shape) >= 1 << 63:
         raise Refused(f"tensor {shown} has the shape {show(shape)}")
     if not are_naturals(offsets) or len(offsets) != 2:
         raise Refused(f"tensor {shown} has the offsets {show(offsets)}")

@@ -1,6 +1,7 @@
 """Everything that touches tensors: the method, the models that it runs on, and training.
 
-- the method: `fusion`, `schedule`, `loss` (equations), `promptnet`, `denoiser` and `model` (predictions), `sampling`
+- the method: `fusion`, `schedule`, `loss` (equations), `promptnet` and its `architecture`, `denoiser`
+  and `model` (predictions), `sampling`
 - the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
   `descriptions`; `text`; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration

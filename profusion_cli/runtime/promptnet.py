@@ -3,88 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from profusion_cli.errors import ConfigError
+from profusion_cli.runtime.architecture import PromptNetConfig, unet_architecture
 
-UNET_KEYS = (
-    "in_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "down_block_types",
-    "mid_block_type",
-    "only_cross_attention",
-    "block_out_channels",
-    "layers_per_block",
-    "downsample_padding",
-    "mid_block_scale_factor",
-    "act_fn",
-    "norm_num_groups",
-    "norm_eps",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "attention_head_dim",
-    "num_attention_heads",
-    "dual_cross_attention",
-    "use_linear_projection",
-    "upcast_attention",
-    "resnet_time_scale_shift",
-    "time_embedding_type",
-    "conv_in_kernel",
-)
-"""What of a UNet's configuration shapes its down and mid blocks."""
-
-UNSUPPORTED_KEYS = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-)
 SMALLEST_REDUCTION = 8
 
 
-@dataclass(frozen=True)
-class PromptNetConfig:
-    """Architecture of a PromptNet.
-
-    Args:
-        unet: the entries `UNET_KEYS` of the base UNet's configuration.
-        image_token_dim: width of the vision tower's hidden states (1280 for CLIP ViT-H/14).
-        embedding_dim: width of the text encoder's word embeddings (1024 for Stable Diffusion 2).
-        region_kernel_size: kernel and stride of the last convolution; the pyramid's smallest map is
-            cut into squares of this size, and each becomes one word of S*.
-        region_proj_channels: channels to which each block's output is projected.
-    """
-
-    unet: Mapping[str, Any]
-    image_token_dim: int
-    embedding_dim: int
-    region_kernel_size: int = 8
-    region_proj_channels: int = 128
-
-
-def unet_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a UNet's (or an official PromptNet's) configuration that PromptNet is built from.
-
-    Raises:
-        ConfigError: a UNet with conditioning that the Stable Diffusion 1 and 2 family does not have.
-    """
-    for key in UNSUPPORTED_KEYS:
-        if config.get(key) is not None:
-            raise ConfigError(
-                f"PromptNet cannot be built on a UNet with {key}={config[key]!r}.",
-                "Use a base model of the Stable Diffusion 1 or 2 family.",
-            )
-    plain = {key: config[key] for key in UNET_KEYS if key in config}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+def float32_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Float32 copies on the CPU, which own their memory."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 class NoisyLatentsEmbedding(nn.Module):
@@ -102,7 +38,8 @@ class NoisyLatentsEmbedding(nn.Module):
 class PromptNet(nn.Module):
     """The base UNet's down and mid blocks, looking at image tokens instead of text, and a word at the end.
 
-    Parameter names are those of the authors' released checkpoints.
+    Parameter names are those of the authors' released checkpoints. The down and mid blocks are on the meta device,
+    without memory, until `load_state_dict(..., assign=True)` brings their values.
 
     Args:
         config: the architecture.
@@ -112,14 +49,14 @@ class PromptNet(nn.Module):
         super().__init__()
         self.config = config
         down_block_types = config.unet["down_block_types"]
-        with init_empty_weights():
+        with torch.device("meta"):
             unet = UNet2DConditionModel(
                 **config.unet, up_block_types=["UpBlock2D"] * len(down_block_types), out_channels=4
             )
         widths = unet.config.block_out_channels
         self.time_proj = unet.time_proj
         for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
-            setattr(self, name, getattr(unet, name).to_empty(device="cpu"))
+            setattr(self, name, getattr(unet, name))
         self.promptnet_cond_embedding = NoisyLatentsEmbedding(unet.config.in_channels, widths[0])
         self.vision_embedding = nn.Linear(config.image_token_dim, unet.config.cross_attention_dim)
 
@@ -176,7 +113,7 @@ class PromptNet(nn.Module):
             promptnet = cls(config)
         own = promptnet.state_dict()
         theirs = {name: tensor for name, tensor in unet.state_dict().items() if name in own}
-        promptnet.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in theirs.items()}, strict=False)
+        promptnet.load_state_dict(float32_copies(theirs), strict=False, assign=True)
         promptnet.copied = tuple(theirs)
         promptnet.new = tuple(name for name in own if name not in theirs)
         return promptnet

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.bundle.kinds import UNET_FILE, WORD_FILE
+from profusion_cli.bundle.kinds import WORD_FILE
 from profusion_cli.config import Config, SampleConfig
 from profusion_cli.errors import BundleError
 from profusion_cli.prompts import Prompt
@@ -34,9 +34,9 @@ from profusion_cli.runtime.weights import (
     check_base,
     check_fit,
     promptnet_from_bundle,
+    read_changes,
     read_views,
     read_word,
-    tensors_of,
     tuned_weights,
 )
 from profusion_cli.samplers import SAMPLERS, subject_weights
@@ -172,7 +172,8 @@ class Sampler:
         config: the resolved configuration.
 
     Raises:
-        BundleError: a bundle made for another base model, or without the reference view asked for.
+        BundleError: a bundle made for another base model, with changes that its UNet does not have, or without the
+            reference view asked for.
         InputError: a prompt so long that its placeholder falls off the end.
         ConfigError: a number of steps or a size that the base model does not have.
     """
@@ -196,10 +197,11 @@ class Sampler:
             for bundle, word in zip(bundles, class_words, strict=True)
         ]
         self.tokens = [self.tokenize(prompt, class_words) for prompt in prompts]
-        changes = [tensors_of(bundle, UNET_FILE) if UNET_FILE in bundle.files else {} for bundle in bundles]
         unet = base.unet
+        parameters = dict(unet.named_parameters())
+        changes = [read_changes(bundle, parameters) for bundle in bundles]
         changed = {name for change in changes for name in change}
-        before = {name: value.detach().clone() for name, value in unet.named_parameters() if name in changed}
+        before = {name: parameters[name].detach().clone() for name in changed}
         self._tuned = partial(tuned_weights, before, changes)
         with quiet_libraries():
             self.unet = unet.to(base.placement.device, base.placement.dtype)

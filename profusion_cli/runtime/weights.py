@@ -12,11 +12,13 @@ import torch
 from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
-from profusion_cli.bundle.kinds import PROMPTNET_FILE, VIEWS_FILE, WORD_FILE
+from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
+from profusion_cli.bundle.refusal import show
 from profusion_cli.config import BaseConfig, PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import local_path
+from profusion_cli.runtime.architecture import MAX_LAYERS, PromptNetConfig, unet_architecture
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.descriptions import read_description
 from profusion_cli.runtime.finding import find_files
@@ -28,11 +30,16 @@ from profusion_cli.runtime.hub import (
     weight_paths,
 )
 from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, parts_for
-from profusion_cli.runtime.promptnet import PromptNet, PromptNetConfig, unet_architecture
+from profusion_cli.runtime.promptnet import PromptNet, float32_copies
 from profusion_cli.runtime.views import Views
 
 UNTRAINED = "untrained"
 BESIDE_BASE = "base"
+MAX_WORDS = 1024
+MAX_LATENT_SIDE = 256
+MAX_IMAGE_TOKENS = 1 << 14
+"""Far beyond what photos and words of the Stable Diffusion 1 and 2 family have."""
+_MAKE_AGAIN = "Make it again with `profusion pretrain` or `profusion import`."
 RESIDUAL_HEADS = ("residual_projections", "mid_residual_projection")
 
 
@@ -53,23 +60,50 @@ class LoadedPromptNet:
     embedding_l2: float = 0.0
 
 
+def shapes_of(bundle: Bundle, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in one file of a bundle; nothing is loaded."""
+    return {tensor: shape for tensor, (_, shape) in bundle.shapes(name).items()}
+
+
 def tensors_of(bundle: Bundle, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of one (already verified) file of a bundle."""
+    """The tensors of one (already verified) file of a bundle, as copies."""
     return safetensors.torch.load(bytes(bundle.read(name)))
 
 
-def _load_weights(promptnet: PromptNet, state: Mapping[str, torch.Tensor], name: str) -> None:
-    own = promptnet.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape] + [
-        key for key in state if key not in own
-    ]
+def _without_memory(config: PromptNetConfig, shapes: Mapping[str, tuple[int, ...]], name: str) -> PromptNet:
+    """A PromptNet on the meta device whose tensors have these shapes: nothing is allocated before that is certain.
+
+    Raises:
+        BundleError: they do not fit its description.
+    """
+    if config.layers > min(len(shapes), MAX_LAYERS):
+        raise BundleError(
+            f"The PromptNet in '{name}' is described with {config.layers} layers, and has {len(shapes)} tensors.",
+            _MAKE_AGAIN,
+        )
+    try:
+        with torch.device("meta"):
+            promptnet = PromptNet(config)
+    except Exception as error:  # what sizes do not go together shows deep inside torch
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        raise BundleError(
+            f"The PromptNet in '{name}' is described by values that cannot be built: {show(reason)[1:-1]}.", _MAKE_AGAIN
+        ) from error
+    own = {key: tuple(tensor.shape) for key, tensor in promptnet.state_dict().items()}
+    wrong = [key for key in own | dict(shapes) if own.get(key) != shapes.get(key)]
     if wrong:
         raise BundleError(
             f"The PromptNet in '{name}' does not fit its own description: {len(wrong)} tensors differ, for example "
             f"{wrong[0]}.",
-            "Make it again with `profusion pretrain` or `profusion import`.",
+            _MAKE_AGAIN,
         )
-    promptnet.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in state.items()})
+    return promptnet
+
+
+def _with_memory(promptnet: PromptNet, state: Mapping[str, torch.Tensor]) -> PromptNet:
+    """The PromptNet with these weights as float32."""
+    promptnet.load_state_dict(float32_copies(state), assign=True)
+    return promptnet.eval()
 
 
 def promptnet_from_bundle(bundle: Bundle) -> PromptNet:
@@ -78,16 +112,15 @@ def promptnet_from_bundle(bundle: Bundle) -> PromptNet:
     Raises:
         BundleError: its tensors do not fit the architecture in its manifest.
     """
-    description = bundle.manifest.get("promptnet")
     try:
-        promptnet = PromptNet(PromptNetConfig(**description))
-    except Exception as error:  # values of every wrong kind end up deep inside torch
+        config = PromptNetConfig(**bundle.manifest["promptnet"])
+    except (TypeError, ConfigError) as error:
+        reason = error.message if isinstance(error, ConfigError) else "It has other keys than a PromptNet."
         raise BundleError(
-            f"The PromptNet in '{bundle.name}' is described by values that cannot be built: {error}.",
-            "Make the bundle again.",
+            f"The PromptNet in '{bundle.name}' is described in a way that nothing is built from: {reason}", _MAKE_AGAIN
         ) from error
-    _load_weights(promptnet, tensors_of(bundle, PROMPTNET_FILE), bundle.name)
-    return promptnet.eval()
+    promptnet = _without_memory(config, shapes_of(bundle, PROMPTNET_FILE), bundle.name)
+    return _with_memory(promptnet, tensors_of(bundle, PROMPTNET_FILE))
 
 
 def read_word(bundle: Bundle, embedding_dim: int) -> torch.Tensor:
@@ -96,14 +129,13 @@ def read_word(bundle: Bundle, embedding_dim: int) -> torch.Tensor:
     Raises:
         BundleError: tensors that are missing, or that the text encoder cannot take.
     """
-    tensors = tensors_of(bundle, WORD_FILE)
-    shape = tuple(tensors["embedding"].shape) if "embedding" in tensors else ()
-    if len(shape) != 2 or shape[0] == 0 or shape[1] != embedding_dim:
+    shape = shapes_of(bundle, WORD_FILE).get("embedding", ())
+    if len(shape) != 2 or not 0 < shape[0] <= MAX_WORDS or shape[1] != embedding_dim:
         raise BundleError(
             f"The word in '{bundle.name}' does not fit the base model's text encoder of width {embedding_dim}.",
             "Use the base model that it was made with.",
         )
-    return tensors["embedding"].float()
+    return tensors_of(bundle, WORD_FILE)["embedding"].float()
 
 
 def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:
@@ -112,14 +144,15 @@ def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:
     Raises:
         BundleError: tensors that are missing, or that its PromptNet cannot take.
     """
-    tensors = tensors_of(bundle, VIEWS_FILE)
+    held = shapes_of(bundle, VIEWS_FILE)
     names = ("latents_mean", "latents_std", "image_tokens")
-    shapes = [tuple(tensors[name].shape) for name in names if name in tensors]
+    shapes = [held[name] for name in names if name in held]
     fits = len(shapes) == 3 and [len(shape) for shape in shapes] == [4, 4, 3]
     if fits:
         mean, std, image = shapes
         fits = mean == std and mean[0] == image[0] > 0 and mean[1] == promptnet.conv_in.in_channels
-        fits = fits and image[1] > 0 and image[2] == promptnet.config.image_token_dim
+        fits = fits and max(mean[2:]) <= MAX_LATENT_SIDE
+        fits = fits and 0 < image[1] <= MAX_IMAGE_TOKENS and image[2] == promptnet.config.image_token_dim
     try:
         if fits:
             promptnet.tokens_for(min(shapes[0][2:]))
@@ -130,7 +163,29 @@ def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:
             f"The reference views in '{bundle.name}' do not fit its PromptNet.",
             "Make it again with `profusion finetune`.",
         )
+    tensors = tensors_of(bundle, VIEWS_FILE)
     return Views(*(tensors[name].float() for name in names))
+
+
+def read_changes(bundle: Bundle, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a subject changes in the base model's UNet: tuned minus base weight by parameter name; may be empty.
+
+    Args:
+        bundle: of the subject.
+        parameters: the UNet's, by name.
+
+    Raises:
+        BundleError: a change that fits no parameter.
+    """
+    if UNET_FILE not in bundle.files:
+        return {}
+    for name, shape in shapes_of(bundle, UNET_FILE).items():
+        if name not in parameters or parameters[name].shape != shape:
+            raise BundleError(
+                f"'{bundle.name}' changes '{name}' {list(shape)}, which the base model's UNet does not have.",
+                "Use the base model that the bundle was made with.",
+            )
+    return tensors_of(bundle, UNET_FILE)
 
 
 def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet, tuple[str, ...], dict[str, str]]:
@@ -162,7 +217,8 @@ def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet,
         except (SafetensorError, OSError) as error:
             raise UnavailableError(f"'{path}' cannot be read: {error}.", "Fetch the file again.") from error
     needed = ("prompt_channel", "region_kernel_size", "region_proj_channel")
-    if any(key not in config for key in needed) or "vision_embedding.weight" not in state:
+    vision = state.get("vision_embedding.weight")
+    if any(key not in config for key in needed) or vision is None or vision.ndim != 2:
         raise UnavailableError(
             f"'{source}' is not a PromptNet in the authors' layout.",
             "Give the folder or Hub id of their released pipeline, which has a sub-folder 'promptnet'.",
@@ -173,20 +229,19 @@ def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet,
             "Only the released variant with with_noise=true is supported.",
         )
     dropped = tuple(name for name in state if name.startswith(RESIDUAL_HEADS))
-    promptnet = PromptNet(
-        PromptNetConfig(
+    kept = {key: value for key, value in state.items() if key not in dropped}
+    try:
+        described = PromptNetConfig(
             unet=unet_architecture(config),
-            image_token_dim=state["vision_embedding.weight"].shape[1],
+            image_token_dim=vision.shape[1],
             embedding_dim=config["prompt_channel"],
             region_kernel_size=config["region_kernel_size"],
             region_proj_channels=config["region_proj_channel"],
         )
-    )
-    try:
-        _load_weights(promptnet, {key: value for key, value in state.items() if key not in dropped}, str(source))
-    except BundleError as error:
+        promptnet = _without_memory(described, {key: tuple(value.shape) for key, value in kept.items()}, str(source))
+    except (BundleError, ConfigError) as error:
         raise UnavailableError(error.message, "Check that the weights and config.json belong together.") from None
-    return promptnet.eval(), dropped, hashes
+    return _with_memory(promptnet, kept), dropped, hashes
 
 
 def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> LoadedPromptNet:
@@ -309,19 +364,11 @@ def tuned_weights(
         parameters: the base UNet's, by name.
         changes: for each subject, tuned minus base weight by parameter name; may be empty.
         weights: of the subjects, at least 0, normalised here.
-
-    Raises:
-        BundleError: a change that fits no parameter.
     """
     total = sum(weights)
     tuned: dict[str, torch.Tensor] = {}
     for change, weight in zip(changes, weights, strict=True):
         for name, delta in change.items():
-            if name not in parameters or parameters[name].shape != delta.shape:
-                raise BundleError(
-                    f"The bundle changes '{name}' {list(delta.shape)}, which the base model's UNet does not have.",
-                    "Use the base model that the bundle was made with.",
-                )
             before = tuned.get(name, parameters[name])
             tuned[name] = before + weight / total * delta.to(before)
     return tuned
