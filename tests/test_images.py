@@ -576,6 +576,16 @@ def test_what_is_written_is_what_the_name_says():
     assert images.encode_picture("-", noise(), "p", {}) == images.encode_png(noise(), "p", {})
 
 
+def test_the_colours_of_small_areas_outlive_a_gif():
+    picture = Image.blend(scene(256, 256), Image.new("RGB", (256, 256), "tan"), 0.6)
+    for left, colour in ((100, "white"), (112, "black"), (124, "blue")):
+        picture.paste(colour, (left, 100, left + 5, 105))
+    with Image.open(
+        io.BytesIO(images.encode_animation("way.gif", [picture, RED.resize((256, 256))], 4, "", {}))
+    ) as gif:
+        assert np.abs(pixels(gif.convert("RGB")) - pixels(picture)).max() < 30
+
+
 def test_a_new_format_is_one_line_of_the_table(monkeypatch):
     with pytest.raises(UsageError, match=r"'a\.bmp' would be a \.bmp file") as caught:
         check_suffix("a.bmp", images.PICTURES)

@@ -28,7 +28,9 @@ def _webp(frames: Sequence[Image.Image], fps: float, parameters: str, record: di
 
 
 def _gif(frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]) -> bytes:
-    return _animation(frames, fps, format="GIF", disposal=1, comment=encode_comment(parameters, record))
+    # Pillow's own choice of 256 colours loses those of small areas, such as the white of eyes
+    few = [frame.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4) for frame in frames]
+    return _animation(few, fps, format="GIF", disposal=1, comment=encode_comment(parameters, record))
 
 
 PNG = ".png"
