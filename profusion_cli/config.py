@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from profusion_cli.errors import ConfigError
 from profusion_cli.mappings import build, plain
-from profusion_cli.samplers import SAMPLERS, SamplerName, sampler_help
+from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 SaveDType = Literal["float16", "bfloat16", "float32"]
@@ -311,6 +311,13 @@ class SampleConfig:
         panel=FUSION,
         metavar="X,X...",
     )
+    areas: str | None = setting(
+        "Where each of several subjects is: left,right, or spans of the width such as 0-0.4,0.6-1.",
+        None,
+        flag="--areas",
+        panel=FUSION,
+        metavar="AREA,AREA...",
+    )
     reference: int = setting("Which photo of the subject PromptNet sees while sampling, counted from 1.", 1, 1, 1000)
 
     def __post_init__(self) -> None:
@@ -319,6 +326,8 @@ class SampleConfig:
                 f"sample.sampler={self.sampler} with sample.fusion_steps=0 leaves nothing to do.",
                 "Use at least one fusion step, or another sampler.",
             )
+        if self.areas is not None:
+            parse_areas(self.areas)
         for name in ("subject_guidance", "weights"):
             values = getattr(self, name)
             if values is not None and (not values or sum(values) <= 0):

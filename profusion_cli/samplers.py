@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -76,11 +77,18 @@ def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, .
     """Guidance scale of each subject, and the weights (summing to 1) of their UNet changes.
 
     One guidance number is shared out by the weights (equal by default); with one number per subject,
-    the weights are in their proportion unless they are given.
+    the weights are in their proportion unless they are given. Where each subject has an area of its own, one number is
+    that of each.
 
     Raises:
-        ConfigError: a number of guidance scales or weights that does not fit the number of subjects.
+        ConfigError: a number of guidance scales, weights or areas that does not fit the number of subjects.
     """
+    areas = None if config.areas is None else parse_areas(config.areas)
+    if areas is not None and (len(areas) != subjects or subjects == 1):
+        raise ConfigError(
+            f"--areas has {len(areas)} area(s) for {subjects} subject(s).",
+            "Give one area for each of several subjects, such as --areas left,right.",
+        )
     guidance, weights = config.subject_guidance, config.weights
     if len(guidance) not in (1, subjects):
         raise ConfigError(
@@ -94,5 +102,28 @@ def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, .
     if weights is None:
         weights = guidance if len(guidance) == subjects else (1.0,) * subjects
     shares = tuple(weight / sum(weights) for weight in weights)
-    scales = guidance if len(guidance) == subjects else tuple(guidance[0] * share for share in shares)
-    return scales, shares
+    if len(guidance) == subjects:
+        return guidance, shares
+    return tuple(guidance[0] * (share if areas is None else 1.0) for share in shares), shares
+
+
+NAMED_AREAS = {"left": (0.0, 0.5), "right": (0.5, 1.0)}
+
+
+def parse_areas(text: str) -> tuple[tuple[float, float], ...]:
+    """Spans of a picture's width, from and to in [0, 1], of "left,right" or "0-0.4,0.6-1".
+
+    Raises:
+        ConfigError: something that is no span.
+    """
+    spans = []
+    for part in map(str.strip, text.split(",")):
+        found = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", part)
+        span = NAMED_AREAS.get(part) or (found and (float(found[1]), float(found[2])))
+        if not span or not 0 <= span[0] < span[1] <= 1:
+            raise ConfigError(
+                f"sample.areas: '{part}' is no area.",
+                "Give left, right, or a span of the width from 0 to 1, such as 0-0.4.",
+            )
+        spans.append(span)
+    return tuple(spans)

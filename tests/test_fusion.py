@@ -12,6 +12,7 @@ from profusion_cli.runtime.fusion import (
     TEXT,
     Condition,
     Guidance,
+    area_weights,
     ddim_step,
     fused_eps,
     fusion_update,
@@ -314,6 +315,34 @@ def test_subjects_in_one_prompt_are_fused_jointly():
     guidance = Guidance((3.0, 2.0), 1.0, 6.0, 0.4, joint=True)
     assert guidance.fused_conditions() == ([Condition("fused", None, 0.4)], [1.0])
     assert [condition.subject for condition in guidance.refined_conditions()[0]] == [0, 1, None]
+
+
+def test_every_column_belongs_to_the_areas_in_full():
+    """Each by how much of it is covered; what nobody covers, and what several do, is shared."""
+    halves = area_weights([(0, 0.5), (0.5, 1)], 5)
+    assert halves.shape == (2, 1, 1, 1, 5)
+    assert halves[0].flatten().tolist() == pytest.approx([1, 1, 0.5, 0, 0])
+    assert area_weights([(0, 0.25), (0.75, 1)], 4)[0].flatten().tolist() == [1, 0.5, 0.5, 0]
+    assert area_weights([(0, 1), (0.5, 1)], 2)[1].flatten().tolist() == [0, 0.5]
+    total = area_weights([(0, 0.3), (0.2, 0.9), (0.1, 0.4)], 64).sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("predict", [refined_eps, fused_eps])
+def test_in_the_area_of_a_subject_the_picture_is_that_subjects_alone(predict):
+    x, toy = normal(1, 2, 2, 6), Toy()
+    both = predict(toy, x, 600, Guidance((7.0, 4.0), 5.0, 6.0, 0.6, areas=area_weights([(0, 0.5), (0.5, 1)], 6)))
+    first = predict(toy, x, 600, Guidance((7.0, 0.0), 5.0, 6.0, 0.6))
+    second = predict(toy, x, 600, Guidance((0.0, 4.0), 5.0, 6.0, 0.6))
+    torch.testing.assert_close(both, torch.cat([first[..., :3], second[..., 3:]], -1))
+    assert not torch.allclose(first, second)
+
+
+def test_areas_of_everything_are_the_mean_of_the_subjects():
+    x, toy = normal(1, 2, 2, 6), Toy()
+    areas = area_weights([(0, 1), (0, 1)], 6)
+    both = refined_eps(toy, x, 600, Guidance((7.0, 4.0), 5.0, 6.0, 0.6, areas=areas))
+    torch.testing.assert_close(both, refined_eps(toy, x, 600, Guidance((3.5, 2.0), 5.0, 6.0, 0.6)))
 
 
 @pytest.mark.parametrize("subject", [(), (0.0,), (-1.0, 3.0), (0.0, 0.0)])

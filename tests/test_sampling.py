@@ -24,7 +24,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
 from profusion_cli.runtime.sampling import Sampler, draw_pictures, tokenize
-from profusion_cli.samplers import SAMPLERS, SamplerName, subject_weights
+from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, subject_weights
 from tests.conftest import ok, run
 
 
@@ -218,6 +218,39 @@ def test_two_subjects(calls, subject, other_subject, tmp_path):
     _, record = read_record((tmp_path / "joint.png").read_bytes(), "joint.png")
     assert record["text"] == "a person and a dog at sea"
     assert [entry["name"] for entry in record["subjects"]] == ["me.pfz", "you.pfz"]
+
+
+def test_areas_are_spans_of_the_width():
+    assert parse_areas("left, right") == ((0.0, 0.5), (0.5, 1.0))
+    assert parse_areas("0-.4,0.6-1") == ((0.0, 0.4), (0.6, 1.0))
+
+
+@pytest.mark.parametrize("text", ["", "top,right", "0.5-0.2,right", "left,0.5-1.5", "left,", "0-0"])
+def test_what_is_no_area_is_refused(text):
+    with pytest.raises(ConfigError, match="no area"):
+        SampleConfig(areas=text)
+
+
+def test_with_areas_each_subject_has_the_whole_guidance():
+    own = SampleConfig(subject_guidance=(4.0,), areas="left,right")
+    assert subject_weights(replace(own, areas=None), 2) == ((2.0, 2.0), (0.5, 0.5))
+    assert subject_weights(own, 2) == ((4.0, 4.0), (0.5, 0.5))
+    for subjects in (1, 3):
+        with pytest.raises(ConfigError, match=f"2 area.*{subjects} subject"):
+            subject_weights(own, subjects)
+
+
+def test_two_subjects_have_areas_of_their_own(subject, other_subject, tmp_path):
+    prompt = ("S1* and S2* at sea", "--steps", 2)
+    for name, areas in {"plain": (), "areas": ("--areas", "left,right"), "swapped": ("--areas", "right,left")}.items():
+        ok("sample", subject, other_subject, *prompt, *areas, "-o", tmp_path / f"{name}.png")
+    plain, areas, swapped = (pixels(tmp_path / f"{name}.png") for name in ("plain", "areas", "swapped"))
+    assert abs(plain - areas).max() > 1 and abs(areas - swapped).max() > 1
+    _, record = read_record((tmp_path / "areas.png").read_bytes(), "areas.png")
+    assert record["sample"]["areas"] == "left,right"
+    assert run("sample", subject, "S* at sea", "--areas", "left,right", "-o", tmp_path / "x.png").exit_code == 3
+    way = ("S* at sea", "--set", "sample.areas=left,right", "-o", tmp_path / "x.png")
+    assert run("interpolate", subject, other_subject, *way).exit_code == 2
 
 
 def test_a_subject_of_no_weight_is_not_there(subject, other_subject, tmp_path):

@@ -32,7 +32,7 @@ DEFAULT_FPS = 4.0
 
 @options.takes(
     *("sample", "placeholder", "class_word", "base.id", *options.MACHINE),
-    without=("sample.num_images", "sample.batch_size", "sample.weights"),
+    without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(
     arguments: Annotated[

@@ -121,6 +121,7 @@ def tokenize_prompt(
     negative_prompt: str = "",
     concept_prompt: str = f"a photo of {PLACEHOLDER}",
     subject_prompt: SubjectPrompt = "full",
+    apart: bool = False,
 ) -> PromptTokens:
     """Everything about a prompt that does not depend on x_t.
 
@@ -133,16 +134,17 @@ def tokenize_prompt(
         concept_prompt: what "S* alone" means; its placeholder is always S*.
         subject_prompt: the subject term of eq. (6) sees S* alone (`concept`, the paper) or the full
             prompt (`full`, the authors' code).
+        apart: each subject has an area of its own, and the fused prompt of each names the others by their class words.
 
     Raises:
         InputError: the prompt is so long that S* falls off its end.
     """
     subjects = range(len(class_words))
     longest = max(words)
-    if prompt.joint:
+    if prompt.joint and not apart:
         fused: dict[int | None, Tokens] = {None: text.tokenize(prompt.pieces, longest)}
     else:
-        fused = {i: text.tokenize(prompt.named(i), longest) for i in subjects}
+        fused = {i: text.tokenize(prompt.only(i, class_words), longest) for i in subjects}
     if subject_prompt == "full":
         alone = {i: text.tokenize(prompt.only(i, class_words), longest) for i in subjects}
     else:

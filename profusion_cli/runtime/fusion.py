@@ -53,17 +53,33 @@ def guided(eps_none: torch.Tensor, eps_condition: torch.Tensor, guidance_scale: 
 
 
 def independent(
-    eps_none: torch.Tensor, eps_conditions: Sequence[torch.Tensor], guidance_scales: Sequence[float]
+    eps_none: torch.Tensor, eps_conditions: Sequence[torch.Tensor], guidance_scales: Sequence[float | torch.Tensor]
 ) -> torch.Tensor:
     """Eq. (6) for any number of conditions: eps_none + sum_i scale_i (eps_i - eps_none).
 
     With the conditions (S*, C) this is the paper's refinement; with (S*_1, ..., S*_k, C) its form for
-    k subjects.
+    k subjects. A scale may differ from place to place: a tensor that broadcasts to eps.
     """
     result = eps_none
     for eps_condition, scale in zip(eps_conditions, guidance_scales, strict=True):
         result = result + scale * (eps_condition - eps_none)
     return result
+
+
+def area_weights(spans: Sequence[tuple[float, float]], width: int) -> torch.Tensor:
+    """How much of each column of a picture belongs to each of several spans of its width.
+
+    Args:
+        spans: from and to, in [0, 1]; they may overlap, or leave columns to nobody, which all then share.
+        width: number of columns.
+
+    Returns:
+        Float64 of shape (spans, 1, 1, 1, width); the weights of each column sum to 1.
+    """
+    edges = torch.arange(width + 1, dtype=torch.float64) / width
+    covered = torch.stack([(edges[1:].clamp(max=b) - edges[:-1].clamp(min=a)).clamp(min=0) for a, b in spans])
+    covered = torch.where(covered.sum(0) > 0, covered, torch.ones(()))
+    return (covered / covered.sum(0))[:, None, None, None]
 
 
 def ddim_step(
@@ -115,6 +131,8 @@ class Guidance:
         gamma: weight of S* in the fusion stage, in [0, 1].
         joint: all subjects stand in one prompt, which the fusion stage sees whole; otherwise each
             subject has its own fused prediction, and they are averaged with weights s_i / sum(s).
+        areas: the share of each subject in every place, from `area_weights`: there its guidance scale is multiplied by
+            it, and it weighs the subject's fused prediction; None: every subject is everywhere.
     """
 
     subject: tuple[float, ...]
@@ -122,24 +140,31 @@ class Guidance:
     fusion: float
     gamma: float
     joint: bool = False
+    areas: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.subject or min(self.subject) < 0 or sum(self.subject) <= 0:
             raise ValueError(f"subject guidance scales must be >= 0 and not all 0, got {self.subject}")
 
-    def fused_conditions(self) -> tuple[list[Condition], list[float]]:
+    def fused_conditions(self) -> tuple[list[Condition], list[float | torch.Tensor]]:
         """Conditions of the fusion stage and their weights, which sum to 1."""
+        if self.areas is not None:
+            return [Condition("fused", i, self.gamma) for i in range(len(self.subject))], list(self.areas)
         if self.joint or len(self.subject) == 1:
             return [Condition("fused", None if self.joint else 0, self.gamma)], [1.0]
         total = sum(self.subject)
         shares = {i: s / total for i, s in enumerate(self.subject) if s > 0}
         return [Condition("fused", i, self.gamma) for i in shares], list(shares.values())
 
-    def refined_conditions(self) -> tuple[list[Condition], list[float]]:
+    def refined_conditions(self) -> tuple[list[Condition], list[float | torch.Tensor]]:
         """Conditions of the refinement stage and their guidance scales; terms of scale 0 are left out."""
         terms = [(Condition("subject", i), s) for i, s in enumerate(self.subject)] + [(TEXT, self.text)]
         terms = [(condition, scale) for condition, scale in terms if scale != 0]
-        return [condition for condition, _ in terms], [scale for _, scale in terms]
+        conditions = [condition for condition, _ in terms]
+        if self.areas is None:
+            return conditions, [scale for _, scale in terms]
+        areas = [1.0 if condition.subject is None else self.areas[condition.subject] for condition in conditions]
+        return conditions, [scale * area for (_, scale), area in zip(terms, areas, strict=True)]
 
 
 def fused_eps(eps: Eps, x_t: torch.Tensor, t: int, guidance: Guidance) -> torch.Tensor:

@@ -26,7 +26,7 @@ from profusion_cli.runtime.denoiser import (
     tokenize_prompt,
 )
 from profusion_cli.runtime.device import picture_generator
-from profusion_cli.runtime.fusion import Guidance, sample_fusion
+from profusion_cli.runtime.fusion import Guidance, area_weights, sample_fusion
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.views import Views
@@ -39,7 +39,7 @@ from profusion_cli.runtime.weights import (
     read_word,
     tuned_weights,
 )
-from profusion_cli.samplers import SAMPLERS, subject_weights
+from profusion_cli.samplers import SAMPLERS, parse_areas, subject_weights
 
 LATE_START = 0.85
 
@@ -105,6 +105,7 @@ def tokenize(
         negative_prompt=settings.negative_prompt,
         concept_prompt=concept_prompt,
         subject_prompt=settings.subject_prompt if SAMPLERS[settings.sampler].text else "full",
+        apart=settings.areas is not None,
     )
 
 
@@ -138,9 +139,10 @@ def draw_pictures(
         drawn = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.cat(drawn).to(base.placement.device)
 
+    start = noise()
     latents = sample_fusion(
         PromptDenoiser(unet, base.text, subjects, tokens, alphas_cumprod, base.prediction_type, settings.gamma_on),
-        noise(),
+        start,
         base.timesteps(settings.steps),
         alphas_cumprod,
         Guidance(
@@ -148,7 +150,8 @@ def draw_pictures(
             settings.text_guidance if kind.text else 0.0,
             settings.fusion_guidance,
             settings.gamma,
-            tokens.prompt.joint,
+            tokens.prompt.joint and settings.areas is None,
+            None if settings.areas is None else area_weights(parse_areas(settings.areas), shape[-1]).to(start),
         ),
         noise,
         final_alpha_cumprod=float(base.scheduler.final_alpha_cumprod),
