@@ -70,7 +70,7 @@ def heed_signals(program: Callable[[], None]) -> None:
     A signal that the process was started to ignore stays ignored.
     """
     try:
-        atexit.register(_ignore_late_interrupts)  # registered first, called last
+        atexit.register(_ignore_late_signals)  # registered first, called last
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _handle)
@@ -95,6 +95,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     stop_if_asked()
 
 
-def _ignore_late_interrupts() -> None:
+def _ignore_late_signals() -> None:
     """Python takes handlers away before it unloads libraries, which takes a while: a signal would kill it then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

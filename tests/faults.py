@@ -4,7 +4,7 @@
 
 Whatever was done to a run, its exit code says so, every file that it leaves is whole, and the next run ends with
 exactly what an undisturbed one makes, with nothing left in the temporary folder or beside its outputs. Most runs are
-forked from a process that has the libraries loaded; every tenth of the killed ones is a program of its own, from its
+forked from a process that has the libraries loaded; one in ten of the killed ones is a program of its own, from its
 start on. Four runs are killed in one place, one after the other, before one is left to end.
 """
 
@@ -284,30 +284,36 @@ def check_next_run(found: Findings, what: str, case: Case, place: Place, referen
 
 
 def kill_runs(names: Sequence[str], count: int, seed: int, folder: Path) -> Findings:
-    """Kill `count` runs of the commands `names`, one after the other, at random moments."""
+    """Kill at least `count` runs of the commands `names`, one after the other, at random moments."""
     found, chance = Findings(), random.Random(seed)
     inputs = folder / "inputs"
     wanted = cases(inputs)
     whole = {name: Place(folder / f"whole-{name}") for name in names}
     seconds = {name: run_whole(wanted[name].arguments, whole[name]) for name in names}
     loading = time_of_loading(folder) if count >= OWN else 0.0
-    for first in range(0, count, IN_ONE_PLACE):
-        name = names[first // IN_ONE_PLACE % len(names)]
-        case, place = wanted[name], Place(folder / f"kill-{first}")
+    done, turn = 0, itertools.cycle(names)
+    while done < count:
+        name = next(turn)
+        case, place = wanted[name], Place(folder / f"kill-{done}")
         arguments = case.arguments
         if chance.random() < 0.5:
             put_old(place, whole[name], case)
             arguments += case.again
-        for number in range(first, min(first + IN_ONE_PLACE, count)):
-            own = number % OWN == OWN - 1
-            longest = 1.05 * (seconds[name] + (loading if own else 0))
-            kill_run(found, f"{number} {name}", arguments, place, own, chance, longest)
+        for _ in range(IN_ONE_PLACE):
+            own = count >= OWN and chance.random() < 1 / OWN
+            moment = chance.random() * 1.05 * (seconds[name] + (loading if own else 0))
+            if kill_run(found, f"{done} {name}", arguments, place, own, chance.choice(SIGNALS), moment):
+                done += 1
+            else:
+                seconds[name] *= 0.9  # the machine has less to do than it had, or there was little left to do
             arguments = (*case.arguments, *case.again)
-        again = check_next_run(found, f"{first} {name}", case, place, whole[name])
-        if "--resume" not in case.again:  # the machine may have more to do, or less, than it had
+        again = check_next_run(found, f"{done} {name}", case, place, whole[name])
+        if "--resume" not in case.again:
             seconds[name] = (seconds[name] + again) / 2
+        else:
+            seconds[name] = max(seconds[name], again)
         shutil.rmtree(place.folder)
-        found.tell(f"{min(first + IN_ONE_PLACE, count)} kills")
+        found.tell(f"{done} kills")
     return found
 
 
@@ -320,10 +326,9 @@ def time_of_loading(folder: Path) -> float:
 
 
 def kill_run(
-    found: Findings, what: str, arguments: Sequence[str], place: Place, own: bool, chance: random.Random, longest: float
-) -> None:
-    """Kill one run, `own`: a program of its own, after at most so many seconds."""
-    number, moment = SIGNALS[chance.randrange(len(SIGNALS))], chance.random() * longest
+    found: Findings, what: str, arguments: Sequence[str], place: Place, own: bool, number: signal.Signals, moment: float
+) -> bool:
+    """Kill one run, `own`: a program of its own, after so many seconds; whether it was not over by then."""
     begun = place.folder / "begun"
     begun.unlink(missing_ok=True)
     process = started(arguments, place).pid if own else forked(arguments, place)
@@ -334,6 +339,7 @@ def kill_run(
     took = time.monotonic() - begin
     what = f"{what}, {number.name} after {moment:.3f} s{' from its start' if own else ''}"
     judge_kill(found, what, number, code, not own or begun.exists(), took, place)
+    return code != 0
 
 
 def judge_kill(

@@ -69,13 +69,12 @@ def test_another_interrupt_ends_at_once():
     assert ended("swallow(TERM)\nsend(INT)\nprint(1)") == (130, "", "")
 
 
-def test_an_interrupt_while_python_ends():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_python_ends(number, code):
     """It does not die of the raw signal."""
-    after = "atexit.register(send, INT)"
-    assert ended(f"{after}\nprint(1, flush=True)")[:2] == (130, "1\n")
-    last = "class Last:\n    def __del__(self, kill=os.kill, me=os.getpid()): kill(me, 2)\n"
-    last += "kept = Last()\nheed_signals(program)"
-    assert ended("print(1)", last) == (0, "1\n", "")
+    assert ended(f"atexit.register(send, {number:d})\nprint(1, flush=True)") == (code, "1\n", "")
+    last = f"class Last:\n    def __del__(self, kill=os.kill, me=os.getpid()): kill(me, {number:d})\n"
+    assert ended("print(1)", f"{last}kept = Last()\nheed_signals(program)") == (0, "1\n", "")
 
 
 def test_an_ignored_interrupt_stays_ignored():
