@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
 
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
-    bundles = [path for cell in study.cells(study.study.methods[:1]) for path in study.bundles.of(cell)]
+    bundles = [path for cell in study.cells(study.study.methods[:1]) for path in study.bundles.of(cell, Mock())]
     ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5, "--steps", 12)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")
