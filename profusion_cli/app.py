@@ -70,9 +70,7 @@ class Commands(TyperGroup):
             if not _out_of_memory(error):
                 raise
             name = ctx.invoked_subcommand or ""
-            failure = out_of_memory(
-                error, MEMORY_HINTS.get(name, "Close other programs, or use a machine with more memory.")
-            )
+            failure = out_of_memory(error, MEMORY_HINTS.get(name, MORE_MEMORY))
             _wait_for_first_process()
             print_error(failure)
             raise typer.Exit(failure.exit_code) from error

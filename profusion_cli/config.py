@@ -7,7 +7,7 @@ the list of keys (`profusion presets --keys`) and the checks of `profusion_cli.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from profusion_cli.errors import ConfigError
@@ -65,10 +65,6 @@ class RandomConfig:
     seed: int = setting("Seed of the weights.", 0, 0, SEEDS)
 
 
-BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "vision")
-"""The fields of `BaseConfig` that are parts of the base model."""
-
-
 @dataclass(frozen=True)
 class BaseConfig:
     """The frozen base model, in diffusers' folder layout: a folder or a Hub id."""
@@ -106,6 +102,14 @@ class BaseConfig:
         if own.id:
             return own.id, own.revision, own.subfolder
         return self.id, own.revision or self.revision, own.subfolder
+
+
+BASE_PARTS = tuple(part.name for part in fields(BaseConfig) if isinstance(part.default, ComponentConfig))
+"""The fields of `BaseConfig` that are parts of the base model."""
+UNTRAINED = "untrained"
+"""Weights of a PromptNet that is started from the base's UNet."""
+BESIDE_BASE = "base"
+"""Weights of a PromptNet that lies beside the base model, in the authors' layout."""
 
 
 @dataclass(frozen=True)

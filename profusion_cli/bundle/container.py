@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from profusion_cli.bundle.refusal import Refused, show
 from profusion_cli.bundle.tensors import Data
+from profusion_cli.files import BUNDLE_MARK
 
 _MAX_ENTRIES = 16  # more than this version knows, so that a newer one can be told from a damaged one
 _LOCAL = struct.Struct("<4sH12s2L2H")  # magic, version, what the directory repeats, sizes, lengths
@@ -28,7 +29,7 @@ _LOOSE = "has a damaged ZIP directory, or something between its entries and its 
 
 def looks_like_bundle(data: Data) -> bool:
     """Whether `data` starts like a ZIP file."""
-    return data[:4] == b"PK\x03\x04"
+    return data[:4] == BUNDLE_MARK
 
 
 def read_entries(view: memoryview) -> dict[str, memoryview]:
@@ -80,7 +81,7 @@ def _check_headers(view: memoryview, info: zipfile.ZipInfo, position: int, at: i
     if info.flag_bits or info.compress_type:
         raise Refused(f"holds {shown} compressed or in another special way, and bundles only store")
     magic, _, common, *sizes, path_length, extra_length = _LOCAL.unpack_from(view, position)
-    if magic != b"PK\x03\x04" or info.header_offset != position:
+    if magic != BUNDLE_MARK or info.header_offset != position:
         raise Refused(f"has something between its entries, before {shown}")
     start = position + _LOCAL.size + path_length
     end = start + extra_length

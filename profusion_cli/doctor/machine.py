@@ -74,6 +74,11 @@ def system() -> dict[str, str]:
     }
 
 
+def variables() -> list[str]:
+    """The variables of the environment that are set; never their values."""
+    return [name for name in VARIABLES if os.environ.get(name)]
+
+
 def broken_libraries() -> list[Trouble]:
     """Libraries that are not installed, or do not load."""
     troubles = []

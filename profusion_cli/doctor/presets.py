@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from profusion_cli.config import Config, build_config
@@ -51,8 +50,3 @@ def stock(config: Config) -> dict[str, Any]:
         "missing_bytes": None if None in sizes else sum(sizes),
         "kept_bytes": sum(broken_off(repository) for repository in repositories),
     }
-
-
-def variables(names: tuple[str, ...]) -> list[str]:
-    """Those of these variables of the environment that are set; never their values."""
-    return [name for name in names if os.environ.get(name)]

@@ -16,8 +16,8 @@ from rich.filesize import decimal
 
 from profusion_cli import __version__
 from profusion_cli.doctor import machine
-from profusion_cli.doctor.machine import OPTIONAL, REQUIRED, VARIABLES, Trouble, trouble_of, version_of
-from profusion_cli.doctor.presets import presets, variables
+from profusion_cli.doctor.machine import OPTIONAL, REQUIRED, Trouble, trouble_of, version_of
+from profusion_cli.doctor.presets import presets
 from profusion_cli.doctor.trial import draw_trial
 from profusion_cli.errors import out_of_memory
 from profusion_cli.listener import LIBRARIES, Listener
@@ -45,7 +45,7 @@ def examine(device: str, dtype: str, listener: Listener) -> dict[str, Any]:
         "asked": {"device": device, "dtype": dtype},
         "libraries": {name: version_of(name) for name in REQUIRED},
         "optional": {name: version_of(name) for name in OPTIONAL},
-        "variables": variables(VARIABLES),
+        "variables": machine.variables(),
         "seconds_to_load": round(time.monotonic() - started, 1),
     }
     if not troubles:

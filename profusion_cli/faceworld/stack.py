@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -145,19 +145,6 @@ def make_unet(scale: Scale, inpainting: bool = False) -> UNet2DConditionModel:
     )
     unet.set_attn_processor(AttnProcessor())
     return unet
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 2's schedule."""
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-        prediction_type="epsilon",
-    )
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:

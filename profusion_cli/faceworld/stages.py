@@ -24,7 +24,6 @@ from profusion_cli.faceworld.judges import CLASSES, AttributeJudge, IdentityJudg
 from profusion_cli.faceworld.stack import (
     Scale,
     make_clip,
-    make_scheduler,
     make_tokenizer,
     make_unet,
     make_vae,
@@ -34,6 +33,7 @@ from profusion_cli.faceworld.stack import (
 )
 from profusion_cli.files import atomic_output
 from profusion_cli.runtime.backbone import clip_pixels
+from profusion_cli.runtime.random_base import make_scheduler
 from profusion_cli.runtime.schedule import add_noise
 
 KL_WEIGHT = 1.0e-6

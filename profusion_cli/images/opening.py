@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from profusion_cli.errors import InputError
+from profusion_cli.files import BUNDLE_MARK
 
 MAX_PIXELS = 100_000_000
 MAX_HEAVY_PIXELS = 50_000_000
@@ -58,7 +59,7 @@ def open_image(
         hint: what to do about a file of another format.
     """
     head = bytes(data[:16])
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(BUNDLE_MARK):
         raise InputError(f"'{name}' looks like a bundle (.pfz), not like a picture.", "Give a picture here.")
     if is_safetensors(data):
         raise InputError(f"'{name}' holds weights (safetensors), not a picture.", "Give a picture here.")

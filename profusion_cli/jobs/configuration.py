@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import SEEDS, Config, build_config
+from profusion_cli.config import BESIDE_BASE, SEEDS, UNTRAINED, Config, build_config
 from profusion_cli.errors import BundleError, ConfigError, UsageError
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import read_preset, resolve_config, shipped_presets
@@ -64,7 +64,7 @@ def configure(
     base = config.base
     if other_base is not None:
         base = replace(base, id=other_base, revision=None, random=None)
-        if config.promptnet.weights == "base":  # the pin belongs to the preset's base model
+        if config.promptnet.weights == BESIDE_BASE:  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
     return with_full_path(replace(config, base=base))
 
@@ -125,5 +125,5 @@ def warn_if_random(config: Config, listener: Listener) -> None:
     """Random weights are called random."""
     if config.base.random is not None:
         listener.warn("The base model has random weights: it exercises every step, and draws noise.")
-    elif config.promptnet.weights == "untrained":
+    elif config.promptnet.weights == UNTRAINED:
         listener.warn("PromptNet is untrained: S* says nothing about the subject yet.")

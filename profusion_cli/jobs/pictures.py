@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -20,6 +21,9 @@ from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import subject_weights
+
+if TYPE_CHECKING:
+    from profusion_cli.runtime.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,11 @@ def draw(
     return _draw(subjects, parsed, class_words, config, listener)
 
 
-def _draw(
+@contextmanager
+def _opened(
     subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
-) -> Generator[Picture, None, None]:
+) -> Iterator[Sampler]:
+    """All that drawing takes, loaded while the block runs, after what there is to say is told."""
     warn_if_random(config, listener)
     warn_if_large(config, listener)
     with listener.working(LIBRARIES):
@@ -141,6 +147,13 @@ def _draw(
         sampler = Sampler(base, subjects, class_words, prompts, config)
         for warning in sampler.warnings():
             listener.warn(warning)
+        yield sampler
+
+
+def _draw(
+    subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
+) -> Generator[Picture, None, None]:
+    with _opened(subjects, prompts, class_words, config, listener) as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.timesteps)) as step:
             for drawn in sampler.draw(step):
@@ -232,21 +245,10 @@ def draw_way(
 def _draw_way(
     subjects: Sequence[Bundle], prompt: Prompt, frames: int, class_words: list[str], config: Config, listener: Listener
 ) -> Generator[Picture, None, None]:
-    warn_if_random(config, listener)
-    warn_if_large(config, listener)
-    with listener.working(LIBRARIES):
-        from profusion_cli.runtime.backbone import BaseModel
-        from profusion_cli.runtime.device import repeatable, resolve_placement
-        from profusion_cli.runtime.needs import DRAWS, base_needs, provide
-        from profusion_cli.runtime.sampling import Sampler, draw_frames, frame_weights
+    with _opened(subjects, [prompt], class_words, config, listener) as sampler:
+        from profusion_cli.runtime.sampling import draw_frames, frame_weights
 
-    provide(base_needs(config, DRAWS))
-    shares = frame_weights(frames, len(subjects))
-    placement = resolve_placement(config.device, config.dtype, training=False)
-    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
-        sampler = Sampler(base, subjects, class_words, [prompt], config)
-        for warning in sampler.warnings():
-            listener.warn(warning)
+        shares = frame_weights(frames, len(subjects))
         record = picture_record(prompt, sampler.tokens[0].twin, 0, subjects, config)
         with listener.progress("Interpolating", frames * len(sampler.timesteps)) as step:
             for frame, image in enumerate(draw_frames(sampler, frames, step)):

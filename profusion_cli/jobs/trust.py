@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import BASE_PARTS, Config
+from profusion_cli.config import BASE_PARTS, BESIDE_BASE, UNTRAINED, Config
 from profusion_cli.errors import BundleError, OutputError
 from profusion_cli.files import atomic_output, locked
 from profusion_cli.jobs.configuration import configure
@@ -23,7 +23,7 @@ from profusion_cli.presets import default_preset, local_path, read_yaml, shipped
 
 CONSENT_OPTION = "--trust-base"
 RANDOM = "random weights"
-NOT_PLACES = (None, "untrained", "base")
+NOT_PLACES = (None, UNTRAINED, BESIDE_BASE)
 """Values of `promptnet.weights` that name nothing to load."""
 
 
@@ -87,8 +87,7 @@ def check_trusted(
     for name in _presets_to_ask(bundle, preset):
         if not unknown:
             return
-        known = set(places(configure(name, None, flags, settings), promptnet).values())
-        unknown = {part: place for part, place in unknown.items() if place not in known}
+        unknown = _beyond(unknown, configure(name, None, flags, settings), promptnet)
     fingerprint = bundle.manifest["base"]["fingerprint"] if bundle.kind == "subject" else {}
     if not unknown or _agreed_before(unknown, fingerprint):
         return
@@ -111,14 +110,19 @@ def remember_own(config: Config, fingerprint: Mapping[str, str], listener: Liste
     """
     wanted = places(config, promptnet=True)
     if config.preset in shipped_presets():
-        wanted_by_preset = set(places(configure(config.preset, None, {}), promptnet=True).values())
-        wanted = {part: place for part, place in wanted.items() if place not in wanted_by_preset}
+        wanted = _beyond(wanted, configure(config.preset, None, {}), promptnet=True)
     if not wanted or _agreed_before(wanted, fingerprint):
         return
     try:
         _remember(wanted, fingerprint)
     except OutputError as error:
         listener.warn(f"{error.message} To use the bundle, `{CONSENT_OPTION}` will be needed.")
+
+
+def _beyond(wanted: Mapping[str, Place], config: Config, promptnet: bool) -> dict[str, Place]:
+    """Those of the places that a configuration does not have; see `places`."""
+    known = set(places(config, promptnet).values())
+    return {part: place for part, place in wanted.items() if place not in known}
 
 
 def _presets_to_ask(bundle: Bundle, preset: str | None) -> Iterator[str]:

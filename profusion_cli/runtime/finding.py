@@ -25,6 +25,7 @@ from profusion_cli.runtime.downloads import (
     missing_bytes,
 )
 from profusion_cli.runtime.hub import Files, Source, at_hand, hub_file, is_hub_id, missing, shard_names
+from profusion_cli.runtime.parts import inline
 
 
 @contextlib.contextmanager
@@ -193,11 +194,6 @@ def find_files(
             if lacking:
                 raise
     return Files(folder, found, commit)
-
-
-def inline(what: str) -> str:
-    """The name of a part inside a sentence."""
-    return what[0].lower() + what[1:] if what.startswith("The ") else what
 
 
 def _known_not_to_have(source: Source, name: str) -> bool:

@@ -91,8 +91,12 @@ WEIGHTY = tuple(name for name, part in PARTS.items() if part.weights)
 
 def title_of(name: str) -> str:
     """How a part is called within a sentence."""
-    title = PARTS[name].title
-    return title[0].lower() + title[1:]
+    return inline(PARTS[name].title)
+
+
+def inline(title: str) -> str:
+    """The title of a part within a sentence; names stay as they are."""
+    return title[0].lower() + title[1:] if title.startswith("The ") else title
 
 
 def parts_for(role: Role) -> tuple[str, ...]:

@@ -104,15 +104,7 @@ class RandomBase:
     ) -> None:
         models = random_models(size, seed, inpainting)
         self.models = {name: model.half() for name, model in models.items()} if size == "sd2" else models
-        self.scheduler = DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            steps_offset=1,
-            set_alpha_to_one=False,
-            clip_sample=False,
-            prediction_type=prediction_type,
-        )
+        self.scheduler = make_scheduler(prediction_type)
 
     def load(self, name: str, dtype: torch.dtype, cls: type[nn.Module] | None = None) -> Any:
         """A part of one's own in this precision, for use; `cls` is a class that adds methods to its own."""
@@ -135,6 +127,19 @@ class RandomBase:
             model.save_pretrained(folder / name)
         self.scheduler.save_pretrained(folder / "scheduler")
         write_clip_tokenizer(folder / "tokenizer")
+
+
+def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """Stable Diffusion 2's schedule."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    )
 
 
 def random_models(size: str, seed: int, inpainting: bool) -> dict[str, nn.Module]:

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.bundle.refusal import show
-from profusion_cli.config import BaseConfig, PromptNetSource
-from profusion_cli.errors import BundleError, ConfigError, UnavailableError
+from profusion_cli.config import BESIDE_BASE, UNTRAINED, BaseConfig, PromptNetSource
+from profusion_cli.errors import BundleError, ConfigError, UnavailableError, first_line
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.architecture import MAX_LAYERS, PromptNetConfig, unet_architecture
@@ -33,8 +33,6 @@ from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet, float32_copies
 from profusion_cli.runtime.views import Views
 
-UNTRAINED = "untrained"
-BESIDE_BASE = "base"
 MAX_WORDS = 1024
 MAX_LATENT_SIDE = 256
 MAX_IMAGE_TOKENS = 1 << 14
@@ -85,9 +83,9 @@ def _without_memory(config: PromptNetConfig, shapes: Mapping[str, tuple[int, ...
         with torch.device("meta"):
             promptnet = PromptNet(config)
     except Exception as error:  # what sizes do not go together shows deep inside torch
-        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        reason = show(first_line(error))[1:-1]
         raise BundleError(
-            f"The PromptNet in '{name}' is described by values that cannot be built: {show(reason)[1:-1]}.", _MAKE_AGAIN
+            f"The PromptNet in '{name}' is described by values that cannot be built: {reason}.", _MAKE_AGAIN
         ) from error
     own = {key: tuple(tensor.shape) for key, tensor in promptnet.state_dict().items()}
     wrong = [key for key in own | dict(shapes) if own.get(key) != shapes.get(key)]

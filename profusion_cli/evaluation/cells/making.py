@@ -68,12 +68,13 @@ class Maker:
         grouped = groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder]))
         groups = [list(group) for _, group in grouped]
         plan, done = self._plan(groups), 0
+        total = plan[-1] if plan else 0.0
         with (
-            self.output.progress("Making", plan[-1] if plan else 0, counted=False) as step,
+            self.output.progress("Making", total, counted=False) as step,
             ExitStack() as stack,
             quiet_libraries(),
         ):
-            meter = self._meter = Meter(step, plan[-1] if plan else 0)
+            meter = self._meter = Meter(step, total)
             for members, reached in zip(groups, plan, strict=True):
                 meter.at(f"cell {done + 1} of {len(wanted)}: {members[0].method.name}, {members[0].subject.name}")
                 self._try_group(members, stack)

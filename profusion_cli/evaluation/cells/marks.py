@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from profusion_cli.config import BaseConfig, Config
+from profusion_cli.config import BESIDE_BASE, BaseConfig, Config
 from profusion_cli.evaluation.metrics import Metric
 from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest
 from profusion_cli.evaluation.study.subjects import StudySubject
@@ -16,7 +16,6 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import resolve_dtype, resolve_placement
 from profusion_cli.runtime.hub import tree_sha256
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
-from profusion_cli.runtime.weights import BESIDE_BASE
 
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
