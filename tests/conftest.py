@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
+import io
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -47,17 +50,47 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LoadFileScheduling(config, log)
 
 
+def copy_quickly(network: Any) -> None:
+    """Make `copy.deepcopy` of a network several times as quick: pickle writes all but its tensors, once."""
+    import torch
+
+    tensors: list[torch.Tensor] = []
+
+    class Writer(pickle.Pickler):
+        def persistent_id(self, part: object) -> int | None:
+            if not isinstance(part, torch.Tensor):
+                return None
+            tensors.append(part)
+            return len(tensors) - 1
+
+    written = io.BytesIO()
+    Writer(written, pickle.HIGHEST_PROTOCOL).dump(network)
+
+    def deepcopy(memory: dict[int, Any]) -> Any:
+        reader = pickle.Unpickler(io.BytesIO(written.getvalue()))
+        reader.persistent_load = lambda number: copy.deepcopy(tensors[number], memory)
+        return reader.load()
+
+    network.__deepcopy__ = deepcopy
+
+
 @functools.cache
 def prepare_for_commands() -> None:
     """What makes many commands in one process quick.
 
-    Models of random weights and their tokenizer are built once; and the garbage collector, which every command
-    calls, does not look at the libraries' own objects each time.
+    Models of random weights and their tokenizer are built once, and copied quickly; and the garbage collector, which
+    every command calls, does not look at the libraries' own objects each time.
     """
     from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
 
     build = random_base.random_models
-    build_once = functools.cache(build)
+
+    @functools.cache
+    def build_once(*arguments: object) -> dict[str, Any]:
+        models = build(*arguments)
+        for network in models.values():
+            copy_quickly(network)
+        return models
 
     @functools.wraps(build)
     def built(size: str, *arguments: object) -> dict[str, Any]:
