@@ -74,7 +74,6 @@ def copy_quickly(network: Any) -> None:
     network.__deepcopy__ = deepcopy
 
 
-@functools.cache
 def prepare_for_commands() -> None:
     """What makes many commands in one process quick.
 
@@ -84,6 +83,8 @@ def prepare_for_commands() -> None:
     from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
 
     build = random_base.random_models
+    if hasattr(build, "__wrapped__"):
+        return  # it is done, perhaps by this file under the other name that pytest imports it by
 
     @functools.cache
     def build_once(*arguments: object) -> dict[str, Any]:
