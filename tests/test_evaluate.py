@@ -48,7 +48,7 @@ from profusion_cli.runtime.training import Batch, TrainingObjective
 from tests.conftest import draw_photo, ok, run
 
 PROMPTS = [{"text": "S* on a beach", "asks": {"place": "beach"}}, "S* in the snow"]
-QUICK = {"sample.steps": 1, "finetune.steps": 1, "finetune.batch_size": 2, "finetune.prior_pictures": 2}
+QUICK = {"sample.steps": 1, "finetune.steps": 1, "finetune.batch_size": 2, "finetune.prior_pictures": 1}
 
 
 def study_of(folder: Path, **changes: object) -> dict:
@@ -256,7 +256,7 @@ def test_progress_comes_from_inside_the_cells(tmp_path: Path, monkeypatch: pytes
         yield lambda done, remark="": seen.append(done) if title == "Making" else None
 
     monkeypatch.setattr(Output, "progress", progress)
-    settings = {"sample.steps": 4, "finetune.steps": 5, "finetune.batch_size": 2, "finetune.prior_pictures": 3}
+    settings = {"sample.steps": 2, "finetune.steps": 3, "finetune.batch_size": 2, "finetune.prior_pictures": 2}
     source = study_of(tmp_path, settings=settings, metrics={}, outputs={}, pairs=None, prompts=["S* on a beach"])
     source["methods"] = {
         "base": {"kind": "base"},
@@ -267,12 +267,12 @@ def test_progress_comes_from_inside_the_cells(tmp_path: Path, monkeypatch: pytes
     ok("evaluate", write(tmp_path, source), "-o", tmp_path / "run", "--limit", 1)
     assert seen == sorted(seen) and seen[0] == 0
     assert totals == [pytest.approx(seen[-1])]
-    pictures, step, prior = 2, 2 * work.TRAINING, 3 * 10 * 2  # of the class, in the preset's steps
-    assert seen[-1] == pytest.approx(pictures * 4 * (2 + 5 + 5 + 2) + 5 * step + 5 * 2 * step + prior)
+    pictures, step, prior = 2, 2 * work.TRAINING, 2 * 10 * 2  # of the class, in the preset's steps
+    assert seen[-1] == pytest.approx(pictures * 2 * (2 + 5 + 5 + 2) + 3 * step + 3 * 2 * step + prior)
     gaps = [round(after - before, 6) for before, after in pairwise(sorted(set(seen)))]
     assert max(gaps) == prior, "pictures of the class, which diffusers' pipeline draws"
-    assert (gaps.count(step), gaps.count(2 * step)) == (5, 5), "every training step, DreamBooth's with the class"
-    assert gaps.count(5) == 2 * pictures * 4, "every step of Fusion Sampling"
+    assert (gaps.count(step), gaps.count(2 * step)) == (3, 3), "every training step, DreamBooth's with the class"
+    assert gaps.count(5) == 2 * pictures * 2, "every step of Fusion Sampling"
 
 
 def test_photos_of_the_command_line_are_the_subjects(tmp_path: Path) -> None:
