@@ -25,7 +25,11 @@ BAD_YAML = (
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
-class _EachKeyOnce(yaml.SafeLoader):
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""At the speed of libyaml where PyYAML has it."""
+
+
+class _EachKeyOnce(_Loader):
     """PyYAML's, which would take the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -326,7 +326,7 @@ def _mutate_tensors(header: Mapping[str, Any], data: bytes, rng: random.Random) 
     text = json.dumps(table).encode()
     if way == 8:
         text = mutate_bytes(text, rng)
-    length = len(text) if rng.random() < 0.99 else rng.choice((0, len(text) - 1, len(text) + 1, 2**24, 2**63))
+    length = len(text) if rng.random() < 0.99 else rng.choice((0, max(len(text) - 1, 0), len(text) + 1, 2**24, 2**63))
     return struct.pack("<Q", length) + text + data, described
 
 

@@ -29,10 +29,9 @@ MODEL = preset_folder() / "faceworld"
 PROMPTS = read_study("faceworld-tables").source["prompts"]
 STUDY = {
     "preset": "faceworld",
-    "settings": {"dtype": "float32", "augment.steps": 10, "finetune.batch_size": 8, "sample.steps": 12},
-    "subjects": {"faceworld": {"split": "test", "count": 2}},
+    "settings": {"dtype": "float32", "augment.steps": 10, "finetune.batch_size": 8, "sample.steps": 10},
+    "subjects": {"faceworld": {"split": "test", "count": 1}},
     "prompts": PROMPTS,
-    "prompts_per_subject": 7,
     "metrics": {"faceworld": {}},
     "methods": {
         "fusion": {},
@@ -47,7 +46,7 @@ Scores = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Two people whom no network was trained on, fine-tuned by the ordinary commands."""
+    """A person whom no network was trained on, fine-tuned by the ordinary commands."""
     folder = tmp_path_factory.mktemp("study") / "run"
     run = Run(folder, build_study(STUDY, "method", folder), keep_bundles=True)
     with run.open(go_on=False):
@@ -73,7 +72,7 @@ def similarity(scores: Scores) -> float:
 
 
 def test_the_prompts_of_the_test_ask_for_different_things(scores: dict[str, Scores]) -> None:
-    assert {score["prompt"] for score in scores["fusion"]} == {prompt["text"] for prompt in PROMPTS}
+    assert [score["prompt"] for score in scores["fusion"]] == [prompt["text"] for prompt in PROMPTS]
 
 
 def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores: dict[str, Scores]) -> None:
@@ -83,14 +82,10 @@ def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores
 
 
 def test_pictures_are_of_the_subject_and_of_nobody_else(study: Run, scores: dict[str, Scores]) -> None:
-    names = [subject.name for subject in study.everyone]
-    judges, swapped = Judges(MODEL / "judges"), dict(zip(names, reversed(study.everyone), strict=True))
-    others = []
-    for score in scores["fusion"]:
-        with Image.open(study.folder / score["file"]) as picture:
-            pair = judges.embeddings([picture, reference_photo(swapped[score["subject"]].seed)])
-        others.append(float(pair[0] @ pair[1]))
-    assert similarity(scores["fusion"]) > np.mean(others) + 0.25
+    judges = Judges(MODEL / "judges")
+    pictures = [Image.open(study.folder / score["file"]) for score in scores["fusion"]]
+    others = judges.embeddings([reference_photo(seed) for seed in SPLITS["test"][1:9]])
+    assert similarity(scores["fusion"]) > float((judges.embeddings(pictures) @ others.T).mean(0).max()) + 0.25
 
 
 def test_without_gamma_a_strong_fusion_stage_leads_away_from_the_subject(scores: dict[str, Scores]) -> None:
@@ -101,13 +96,17 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
     scores: dict[str, Scores],
 ) -> None:
     with_gamma, without = scores["fusion stage"], scores["fusion stage, gamma 0"]
-    assert similarity(without) < similarity(with_gamma) - 0.15
+    assert similarity(without) < similarity(with_gamma) - 0.1
     assert adherence(without) > adherence(with_gamma) + 0.1
 
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
-    bundles = [path for cell in study.cells(study.study.methods[:1]) for path in study.bundles.of(cell, Mock())]
-    ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5, "--steps", 12)
+    (cell,) = study.cells(study.study.methods[:1])
+    reference_photo(SPLITS["test"][1]).save(tmp_path / "photo.png")
+    quick = ("--no-augment", "--steps", 20, "--batch-size", 4, "--dtype", "float32")
+    ok("finetune", tmp_path / "photo.png", "-o", tmp_path / "other.pfz", "--preset", "faceworld", *quick)
+    bundles = (*study.bundles.of(cell, Mock()), tmp_path / "other.pfz")
+    ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 5, "--steps", 10)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")
     photos = judges.embeddings([reference_photo(SPLITS["test"][person]) for person in (0, 1)])

@@ -26,7 +26,7 @@ _PLAIN = {
 """What makes values of texts; dates and merge keys are left out."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Readable YAML without anchors; a tensor takes one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
