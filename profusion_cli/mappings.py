@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import types
 from collections.abc import Mapping
@@ -78,6 +79,9 @@ def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return result
 
 
+_type_hints = functools.cache(get_type_hints)
+
+
 def build(cls: type, values: Any, path: str) -> Any:
     """A frozen dataclass from a plain mapping, checked key by key; `path` is how messages call it.
 
@@ -88,7 +92,7 @@ def build(cls: type, values: Any, path: str) -> Any:
         raise ConfigError(
             f"{path or 'The configuration'} must be a mapping, not {_shown(values)}.", "Indent its keys below it."
         )
-    hints = get_type_hints(cls)
+    hints = _type_hints(cls)
     known = {item.name: item for item in fields(cls)}
     arguments = {}
     for key, value in values.items():
