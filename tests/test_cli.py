@@ -665,8 +665,8 @@ def test_an_end_by_signal_leaves_no_files(photo, tmp_path, number, code):
     assert (b"Interrupted. " in stderr) == (b"of 100000 steps" in stderr) == (number == signal.SIGINT)
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
-    # torch makes an empty folder for its compiler, always the same
-    assert {path.name.split("_")[0] for path in tmp_path.glob("tmp/*")} <= {"begun", "torchinductor"}
+    # torch makes folders for its compiler, which stay empty
+    assert [path.name for path in tmp_path.rglob("tmp/**/*") if not path.is_dir()] == ["begun"]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
