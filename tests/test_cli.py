@@ -665,8 +665,9 @@ def test_an_end_by_signal_leaves_no_files(photo, tmp_path, number, code):
     assert (b"Interrupted. " in stderr) == (b"of 100000 steps" in stderr) == (number == signal.SIGINT)
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
-    # torch makes folders for its compiler, which stay empty
-    assert [path.name for path in tmp_path.rglob("tmp/**/*") if not path.is_dir()] == ["begun"]
+    assert not list(tmp_path.rglob("*profusion*"))
+    # torch leaves folders there, in some versions with a small script
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 10_000
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
