@@ -57,7 +57,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     settings = yaml.safe_load((preset_folder() / "faceworld.yaml").read_text(encoding="utf-8"))
     settings["finetune"] |= {"steps": 1, "batch_size": 2}
-    settings["sample"] |= {"steps": 2}
+    settings["sample"] |= {"steps": 1}
     settings["augment"] |= {"steps": 1, "views": 8}
     settings["pretrain"] |= {"steps": 1, "batch_size": 2}
     for method in settings["methods"].values():

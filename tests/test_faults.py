@@ -14,7 +14,7 @@ import pytest
 def test_killed_runs_and_writes_that_fail_leave_nothing_half_done(tmp_path):
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--kills", "2", "--writes", "40", "--only", "augment"],
+        [sys.executable, "-m", "tests.faults", "--kills", "2", "--writes", "20", "--only", "augment"],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(tmp_path)},
         capture_output=True,
