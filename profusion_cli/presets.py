@@ -25,11 +25,7 @@ BAD_YAML = (
 """What PyYAML raises on text that is no YAML, impossible dates and endless numbers included."""
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""At the speed of libyaml where PyYAML has it."""
-
-
-class _EachKeyOnce(_Loader):
+class _EachKeyOnce(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """PyYAML's, which would take the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

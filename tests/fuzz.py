@@ -71,6 +71,11 @@ class Failure(AssertionError):
     """A case that shows a fault of ours."""
 
 
+def highest_memory() -> int:
+    """The most that this process has held so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def judge(read: Callable[[bytes], None], data: bytes) -> str:
     """How one case ends: `accepted`, or the name of the error.
 
@@ -80,15 +85,13 @@ def judge(read: Callable[[bytes], None], data: bytes) -> str:
     watch = _watches[0] if _watches else _Watch()
     _watches[:] = [watch]
     watch.armed = True
-    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    memory, began = highest_memory(), time.process_time()
     try:
         read(data)
         return "accepted"
     except ProfusionError as error:
         seconds = time.process_time() - began
-        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * (
-            1 if sys.platform == "darwin" else 1024
-        )
+        growth = highest_memory() - memory
         if error.exit_code not in EXIT_CODES or not error.message or not error.hint:
             raise Failure(f"exit code {error.exit_code}, message {error.message!r}, hint {error.hint!r}") from error
         if seconds > MAX_SECONDS or growth > MAX_GROWTH:

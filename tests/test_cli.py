@@ -666,8 +666,9 @@ def test_an_end_by_signal_leaves_no_files(photo, tmp_path, number, code):
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list(tmp_path.rglob("*profusion*"))
-    # torch leaves folders there, in some versions with a small script
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 10_000
+    # torch leaves folders there, in some versions with a script
+    left = {path.name for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert left <= {"begun", "_remote_module_non_scriptable.py"}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

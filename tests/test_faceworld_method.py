@@ -90,15 +90,15 @@ def test_pictures_are_of_the_subject_and_of_nobody_else(study: Run, scores: dict
 
 
 def test_without_gamma_a_strong_fusion_stage_leads_away_from_the_subject(scores: dict[str, Scores]) -> None:
-    assert similarity(scores["strong fusion, gamma 0"]) < similarity(scores["fusion"]) - 0.03
+    assert similarity(scores["strong fusion, gamma 0"]) < similarity(scores["fusion"]) - 0.06
 
 
 def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt(
     scores: dict[str, Scores],
 ) -> None:
     with_gamma, without = scores["fusion stage"], scores["fusion stage, gamma 0"]
-    assert similarity(without) < similarity(with_gamma) - 0.05
-    assert adherence(without) > adherence(with_gamma) + 0.05
+    assert similarity(without) < similarity(with_gamma) - 0.15
+    assert adherence(without) > adherence(with_gamma) + 0.1
 
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:

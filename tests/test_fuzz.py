@@ -95,13 +95,9 @@ class Strange(ProfusionError):
 
 def eats_memory(data):
     """300 MB above the most that this process has held so far."""
-    taken = bytearray((300 << 20) + highest_memory() - psutil.Process().memory_info().rss)
+    taken = bytearray((300 << 20) + fuzz.highest_memory() - psutil.Process().memory_info().rss)
     taken[:: 1 << 12] = b"x" * len(taken[:: 1 << 12])
     raise InputError("a", "b")
-
-
-def highest_memory():
-    return fuzz.resource.getrusage(fuzz.resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def eats_time(data):
