@@ -453,6 +453,11 @@ def test_what_cannot_be_a_hub_id_is_not_asked_for(hub, name):
     assert hub.asked == []
 
 
+def test_a_file_in_a_folders_place_is_called_one(photo):
+    with pytest.raises(UnavailableError, match=r"face\.png' is a file, and a folder"):
+        find_files(Source(str(photo), None, "", "--base-model"), "The UNet", ("config.json",))
+
+
 @pytest.mark.parametrize(
     ("subfolder", "revision"),
     [("../../etc", None), ("/etc", None), ("a/../..", None), ("a\\b", None), ("", "../x"), ("", "a b"), ("", "")],

@@ -107,6 +107,11 @@ def missing(source: Source, what: str) -> UnavailableError:
             f"{what} is not in the folder '{folder}'.",
             f"Point to a folder that has it, in diffusers' layout, with {source.option}.",
         )
+    if os.path.exists(local_path(source.id)):
+        return UnavailableError(
+            f"'{source.id}' is a file, and a folder in diffusers' layout is needed here.",
+            f"Point to a folder, or name a Hub id, with {source.option}.",
+        )
     if not is_hub_id(source.id):
         return UnavailableError(
             f"There is no file or folder '{source.id}', and it is no Hub id.",
