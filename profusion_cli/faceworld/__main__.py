@@ -74,6 +74,15 @@ def build(
     ] = None,
     scale: Annotated[str, typer.Option(help="full, or smoke to see every stage run in a minute.")] = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    first: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="A built model of half the side, whose networks these begin from.",
+            callback=_check_model,
+        ),
+    ] = None,
     only: Annotated[str, typer.Option(help=f"Stages, with commas: {','.join(STAGES)}.")] = ",".join(STAGES),
 ) -> None:
     """Train the whole model from seeds. A stage that is done is passed over; one that was cut off goes on."""
@@ -93,7 +102,7 @@ def build(
     target.mkdir(parents=True, exist_ok=True)
     where = resolve_placement(device, "auto", training=True).device
     with quiet_libraries():
-        shop = Workshop(work, target, SCALES[scale], where, Output().note)
+        shop = Workshop(work, target, SCALES[scale], where, Output().note, first)
         for name in wanted:
             run_stage(shop, name)
     Output().line(str(target))

@@ -1,12 +1,11 @@
-"""The pictures that the networks of the face world learn from, drawn once into one array."""
+"""The pictures that the networks of the face world learn from, drawn as they are needed."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,8 @@ import torch
 from profusion_cli.faceworld.drawing.face import draw_face, head_mask
 from profusion_cli.faceworld.drawing.pose import Pose, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
-from profusion_cli.files import atomic_output
 
 PER_IDENTITY = 4
-CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -53,32 +50,40 @@ def _pose(number: int, split: str) -> Pose:
     return random_pose(random.Random(f"pose {split} {number}"))
 
 
-def _draw_chunk(job: tuple[int, int, int]) -> np.ndarray:
-    start, stop, side = job
-    return np.stack([draw_example(number, side=side) for number in range(start, stop)])
+class Stream(torch.utils.data.Dataset):
+    """The training pictures of a stage: those of each step are drawn as they are needed, and none is shown twice.
+
+    An item is the pictures of one step, uint8 of shape (pictures, side, side, 3); `numbers` says which they are.
+
+    Args:
+        pictures: in each step.
+        side: of the pictures in pixels.
+        each: how many pictures of each person, side by side.
+    """
+
+    def __init__(self, pictures: int, side: int, each: int = 1) -> None:
+        self.pictures, self.side, self.each = pictures, side, each
+
+    def numbers(self, step: int) -> list[int]:
+        """The numbers of the pictures of this step."""
+        people = range(step * self.pictures // self.each, (step + 1) * self.pictures // self.each)
+        return [person % len(SPLITS["train"]) * PER_IDENTITY + of for person in people for of in range(self.each)]
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return np.stack([draw_example(number, side=self.side) for number in self.numbers(step)])
+
+    def steps(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """The pictures of these steps, drawn ahead in processes of their own."""
+        workers = min(max((os.cpu_count() or 1) - 1, 1), 14)
+        loader = torch.utils.data.DataLoader(
+            self, batch_size=None, sampler=range(start, stop), num_workers=workers, prefetch_factor=8
+        )
+        return iter(loader)
 
 
-def pictures(work: Path, count: int, side: int, say: Callable[[str], None]) -> np.ndarray:
-    """The first `count` training pictures, drawn at the first call, uint8 of shape (count, side, side, 3)."""
-    path = work / "train.npy"
-    if not path.exists():
-        jobs = [(start, min(start + CHUNK, count), side) for start in range(0, count, CHUNK)]
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            drawn = np.concatenate(list(pool.map(_draw_chunk, jobs)))
-        with atomic_output(path) as file:
-            np.save(file, drawn)
-        say(f"Drew {count} pictures.")
-    return np.load(path, mmap_mode="r")
-
-
-def pixels(array: np.ndarray, numbers: torch.Tensor) -> torch.Tensor:
-    """Chosen pictures as float32 of shape (B, 3, side, side), in [0, 1]."""
-    return to_pixels(array[numbers.numpy()])
-
-
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+def to_pixels(pictures: torch.Tensor) -> torch.Tensor:
     """uint8 of shape (B, side, side, 3) as float32 of shape (B, 3, side, side), in [0, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return pictures.permute(0, 3, 1, 2).float() / 255
 
 
 def draw_portraits(folder: Path, count: int, side: int) -> Path:

@@ -110,4 +110,4 @@ def _load(cls: type, path: Path) -> nn.Module:
 
 
 def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    return to_pixels(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    return to_pixels(torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])))

@@ -24,15 +24,13 @@ class Scale:
     """How large the networks are and how long they train.
 
     Args:
-        side: of the pictures in pixels; latents have a quarter of it.
-        pictures: number of training pictures.
+        side: of the pictures in pixels; latents have an eighth of it.
         portraits: number of training pictures of PromptNet.
         steps: of each stage.
         batch: pictures in each step of each stage.
     """
 
     side: int
-    pictures: int
     portraits: int
     vae_widths: tuple[int, ...]
     unet_widths: tuple[int, ...]
@@ -45,31 +43,29 @@ class Scale:
 
 
 FULL = Scale(
-    side=64,
-    pictures=48_000,
-    portraits=16_000,
-    vae_widths=(32, 64, 128),
+    side=128,
+    portraits=32_000,
+    vae_widths=(32, 32, 64, 128),
     unet_widths=(96, 160, 192),
     inpaint_widths=(64, 96, 128),
     text_width=256,
     vision_width=192,
     judge_width=48,
     steps={
-        "clip": 600,
-        "vae": 3200,
-        "unet": 5200,
+        "clip": 800,
+        "vae": 2400,
+        "unet": 12_000,
         "inpaint": 2500,
-        "promptnet": 2500,
-        "attributes": 1500,
-        "identities": 700,
+        "promptnet": 5000,
+        "attributes": 4000,
+        "identities": 2500,
     },
     batch={"clip": 128, "vae": 8, "unet": 32, "inpaint": 32, "promptnet": 16, "attributes": 64, "identities": 64},
 )
 SMOKE = Scale(
-    side=64,
-    pictures=48,
+    side=128,
     portraits=8,
-    vae_widths=(8, 8, 16),
+    vae_widths=(8, 8, 8, 16),
     unet_widths=(16, 16, 32),
     inpaint_widths=(16, 16, 16),
     text_width=32,
@@ -112,10 +108,10 @@ def make_clip(scale: Scale, vocabulary_size: int) -> CLIPModel:
 
 
 def make_vae(scale: Scale) -> AutoencoderKL:
-    """Pictures to 4 latent channels at a quarter of the side, and back."""
+    """Pictures to 4 latent channels at an eighth of the side, and back."""
     vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=scale.vae_widths,
         layers_per_block=1,
         latent_channels=4,
@@ -130,7 +126,7 @@ def make_unet(scale: Scale, inpainting: bool = False) -> UNet2DConditionModel:
     """SD2's blocks in three levels; 9 input channels for inpainting."""
     widths = scale.inpaint_widths if inpainting else scale.unet_widths
     unet = UNet2DConditionModel(
-        sample_size=scale.side // 4,
+        sample_size=scale.side // 8,
         in_channels=9 if inpainting else 4,
         out_channels=4,
         down_block_types=["CrossAttnDownBlock2D"] * 3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 Colour = tuple[int, int, int]
 
@@ -48,6 +48,9 @@ PLACES = ("plain", "beach", "forest", "city", "snow", "desert")
 CLOTHES = ("shirt", "superman", "suit", "scarf")
 HEADWEAR = ("none", "chef hat", "crown", "headphones")
 FRAMINGS = ("portrait", "close-up", "half-length")
+EYEWEAR = ("none", "sunglasses")
+HELD = ("none", "umbrella", "cup", "book")
+COMPANY = ("alone", "somebody")
 
 SPLITS = {"train": range(0, 1_000_000), "validation": range(1_000_000, 1_001_000), "test": range(2_000_000, 2_001_000)}
 """Seeds of the identities. Whatever is tuned sees `train` and `validation` alone."""
@@ -89,6 +92,7 @@ class Identity:
             "nose": self.nose,
             "beard": self.beard,
             "glasses": self.glasses,
+            "glasses colour": self.glasses_colour if self.glasses != "none" else "none",
             "freckles": "yes" if self.freckles else "no",
             "ears": "big" if self.ears > 1 else "small",
         }
@@ -96,26 +100,36 @@ class Identity:
 
 @dataclass(frozen=True)
 class Context:
-    """What text can ask for."""
+    """What text can ask for. In company, the person stands on the left."""
 
     style: str = "photo"
     place: str = "plain"
     clothes: str = "shirt"
     headwear: str = "none"
     framing: str = "portrait"
+    eyewear: str = "none"
+    held: str = "none"
+    company: str = "alone"
 
     def attributes(self) -> dict[str, str]:
         """As the judges read them."""
-        return {
-            "style": self.style,
-            "place": self.place,
-            "clothes": self.clothes,
-            "headwear": self.headwear,
-            "framing": self.framing,
-        }
+        return asdict(self)
+
+    def hidden(self) -> tuple[str, ...]:
+        """The traits that nobody can see in this context, whoever is shown."""
+        return ("glasses", "glasses colour", "eye colour") if self.eyewear == "sunglasses" else ()
 
 
-ATTRIBUTES = {"style": STYLES, "place": PLACES, "clothes": CLOTHES, "headwear": HEADWEAR, "framing": FRAMINGS}
+ATTRIBUTES = {
+    "style": STYLES,
+    "place": PLACES,
+    "clothes": CLOTHES,
+    "headwear": HEADWEAR,
+    "framing": FRAMINGS,
+    "eyewear": EYEWEAR,
+    "held": HELD,
+    "company": COMPANY,
+}
 TRAITS = {
     "skin": tuple(SKINS),
     "face shape": tuple(FACE_SHAPES),
@@ -126,6 +140,7 @@ TRAITS = {
     "nose": NOSES,
     "beard": BEARDS,
     "glasses": GLASSES,
+    "glasses colour": (*GLASSES_COLOURS, "none"),
     "freckles": ("no", "yes"),
     "ears": ("small", "big"),
 }
@@ -158,11 +173,15 @@ def identity(seed: int) -> Identity:
 
 
 def context(rng: random.Random) -> Context:
-    """A random context; the everyday ones are the most frequent."""
+    """A random context; the everyday ones are the most frequent. Close to a face, no hand is seen."""
+    framing = rng.choices(FRAMINGS, weights=(5, 1, 2))[0]
     return Context(
         style=rng.choices(STYLES, weights=(10, 4, 4, 4, 4))[0],
         place=rng.choices(PLACES, weights=(6, 3, 3, 3, 3, 3))[0],
         clothes=rng.choices(CLOTHES, weights=(6, 3, 3, 3))[0],
         headwear=rng.choices(HEADWEAR, weights=(6, 3, 3, 3))[0],
-        framing=rng.choices(FRAMINGS, weights=(6, 1, 1))[0],
+        framing=framing,
+        eyewear=rng.choices(EYEWEAR, weights=(9, 1))[0],
+        held=rng.choices(HELD, weights=(9, 1, 1, 1))[0] if framing != "close-up" else "none",
+        company=rng.choices(COMPANY, weights=(9, 1))[0] if framing == "portrait" else "alone",
     )

@@ -21,12 +21,15 @@ from profusion_cli.faceworld.drawing.features import (
 )
 from profusion_cli.faceworld.drawing.finish import finish
 from profusion_cli.faceworld.drawing.hair import draw_hair_behind, draw_hair_front
+from profusion_cli.faceworld.drawing.held import draw_held, draw_held_behind
 from profusion_cli.faceworld.drawing.person import Person, stand
 from profusion_cli.faceworld.drawing.places import draw_place
-from profusion_cli.faceworld.drawing.pose import Pose
-from profusion_cli.faceworld.world import Colour, Context, Identity
+from profusion_cli.faceworld.drawing.pose import Pose, random_pose
+from profusion_cli.faceworld.world import SPLITS, Colour, Context, Identity, identity
 
-OVERSAMPLING = 3
+OVERSAMPLING = 2
+ASIDE = 0.23
+"""How far two people stand from the middle, in sides of the picture."""
 NOWHERE: Colour = (255, 0, 255)
 
 
@@ -42,7 +45,9 @@ def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Im
     rng = random.Random(pose.seed)
     canvas = Canvas(side * OVERSAMPLING, context.style)
     draw_place(canvas, context, pose, rng)
-    _draw_person(stand(canvas, who, context, pose))
+    if context.company != "alone":
+        _draw_person(_companion(canvas, context, pose))
+    _draw_person(_subject(canvas, who, context, pose))
     return finish(canvas.image.reduce(OVERSAMPLING), context.style, pose, side)
 
 
@@ -50,13 +55,31 @@ def head_mask(who: Identity, context: Context, pose: Pose, side: int = 64) -> np
     """Where the head of `draw_face` is, with hair and headwear: boolean, shape (side, side)."""
     canvas = Canvas(side * OVERSAMPLING, context.style)
     rectangle(canvas, 0, 0, 1, 1, NOWHERE)
-    _draw_person(stand(canvas, who, context, pose), body=False)
+    _draw_person(_subject(canvas, who, context, pose), body=False)
     drawn = (np.asarray(canvas.image) != NOWHERE).any(2)
     return drawn.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean((1, 3)) >= 0.5
 
 
+def _subject(canvas: Canvas, who: Identity, context: Context, pose: Pose) -> Person:
+    return stand(canvas, who, context, pose, 0.0 if context.company == "alone" else -ASIDE)
+
+
+def _companion(canvas: Canvas, context: Context, pose: Pose) -> Person:
+    """Somebody else on the right, in everyday clothes."""
+    other = identity(pose.seed % len(SPLITS["train"]))
+    return stand(
+        canvas,
+        other,
+        Context(style=context.style, company=context.company),
+        random_pose(random.Random(pose.seed)),
+        ASIDE,
+    )
+
+
 def _draw_person(person: Person, body: bool = True) -> None:
     """From back to front."""
+    if body:
+        draw_held_behind(person)
     draw_hair_behind(person)
     if body:
         draw_body(person)
@@ -71,3 +94,5 @@ def _draw_person(person: Person, body: bool = True) -> None:
     draw_glasses(person)
     draw_hair_front(person)
     draw_headwear(person)
+    if body:
+        draw_held(person)

@@ -119,8 +119,11 @@ def draw_brows(person: Person) -> None:
 
 
 def draw_glasses(person: Person) -> None:
-    """Glasses."""
+    """The person's own glasses, unless they wear sunglasses."""
     c, who = person.canvas, person.who
+    if person.context.eyewear == "sunglasses":
+        _draw_sunglasses(person)
+        return
     if who.glasses == "none":
         return
     colour = GLASSES_COLOURS[who.glasses_colour]
@@ -132,3 +135,19 @@ def draw_glasses(person: Person) -> None:
         c.line([*rim, rim[0], rim[1]], colour, 0.016)
         c.line([(x + side * half, y - 0.005), (side * person.rx * 1.02, y - 0.015)], colour, 0.014)
     c.line([(person.dx - spacing + half, y - 0.008), (person.dx + spacing - half, y - 0.008)], colour, 0.016)
+
+
+def _draw_sunglasses(person: Person) -> None:
+    c, y, spacing = person.canvas, -0.03, 0.082 * person.who.eye_spacing
+    half = min(0.074, spacing - 0.006)
+    for side in (-1, 1):
+        x = side * spacing + person.dx
+        c.line([(x + side * half, y - 0.03), (side * person.rx * 1.02, y - 0.035)], INK, 0.016)
+        c.polygon([(x - half, y - 0.045), (x + half, y - 0.045), *_below(x, y, half)], INK)
+        glint = [(x - half * 0.5, y - 0.02), (x - half * 0.1, y - 0.02), (x - half * 0.5, y + 0.012)]
+        c.polygon(glint, (96, 104, 124), outline=False)
+    c.line([(person.dx - spacing, y - 0.04), (person.dx + spacing, y - 0.04)], INK, 0.018)
+
+
+def _below(x: float, y: float, half: float) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in superellipse(x, y, half, half * 0.86, 28, 2.6) if b > y - 0.02]
