@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -26,6 +27,7 @@ from profusion_cli.evaluation.cells import jobs, making, studio, work
 from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker
+from profusion_cli.evaluation.faceworld import FaceWorldJudges
 from profusion_cli.evaluation.metrics import RECONSTRUCTION, Judged, make_metrics
 from profusion_cli.evaluation.pairs.entries import comparison_of
 from profusion_cli.evaluation.rendering import render
@@ -35,12 +37,12 @@ from profusion_cli.evaluation.report.tables import difference, faceless, summari
 from profusion_cli.evaluation.runner import Run
 from profusion_cli.evaluation.study.reading import build_study, read_study, shipped_studies
 from profusion_cli.evaluation.study.schema import Figure
-from profusion_cli.evaluation.study.subjects import drawn, reference_photo, subjects_of
+from profusion_cli.evaluation.study.subjects import drawn, other_pictures, reference_photo, subjects_of
 from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
-from profusion_cli.faceworld.world import SPLITS
+from profusion_cli.faceworld.world import SPLITS, identity
 from profusion_cli.files import locked
-from profusion_cli.presets import preset_folder
+from profusion_cli.presets import preset_folder, read_preset
 from profusion_cli.runtime import device
 from profusion_cli.runtime.pretraining import loop
 from profusion_cli.runtime.random_base import build_random_base
@@ -104,7 +106,7 @@ def test_a_run_leaves_every_picture_with_its_scores(finished: Path) -> None:
     assert len(pictures) == 5 * 2 * 3 + 2 * 2 * 2 and results["failed"] == [] and results["missing"] == {}
     for row in pictures:
         assert (finished / row["file"]).is_file()
-        columns = {"adherence", "identity"}
+        columns = set(FaceWorldJudges.columns)
         assert set(row["scores"]) == columns | ({f"second: {c}" for c in columns} if row["family"] == "both" else set())
         assert (row["scores"]["adherence"] is None) == (row["prompt"] != "S* on a beach")
     assert {row["method"] for row in pictures if row["family"] == "free"} == {"free, gamma 0.2", "free, gamma 0.9"}
@@ -812,16 +814,24 @@ def test_a_wrong_pairing_scores_lower_by_the_face_worlds_judges() -> None:
     (judge,) = make_metrics("faceworld", {}, torch.device("cpu"))
     asked = [{"place": "beach"}, {"style": "anime"}, {"headwear": "crown"}, {"clothes": "suit"}]
     seeds = SPLITS["test"][:12]
-    right = [Judged(drawn(s, a, 0), reference_photo(s), "", a) for s in seeds for a in asked]
+    side = read_preset("faceworld")["base"]["resolution"]
+    right = [
+        Judged(drawn(s, a, 0, side), reference_photo(s, side), "", a, other_pictures(s, a, side), identity(s).traits())
+        for s in seeds
+        for a in asked
+    ]
     shifted = [right[(number + len(asked)) % len(right)] for number in range(len(right))]
-    people = [Judged(j.picture, other.photo, "", j.asks) for j, other in zip(right, shifted, strict=True)]
+    people = [replace(other, picture=j.picture, asks=j.asks) for j, other in zip(right, shifted, strict=True)]
     turned = right[1:] + right[:1]
-    prompts = [Judged(j.picture, j.photo, "", other.asks) for j, other in zip(right, turned, strict=True)]
+    prompts = [replace(j, asks=other.asks) for j, other in zip(right, turned, strict=True)]
+    copied = [replace(j, picture=j.photo) for j in right]
 
     def mean(judged: list[Judged], column: str) -> float:
         return float(np.mean([scores[column] for scores in judge.score(judged)]))
 
     assert mean(right, "identity") > mean(people, "identity") + 0.6
+    assert mean(right, "details") > 0.8 > 0.5 > mean(people, "details")
+    assert abs(mean(right, "copying")) < 0.05 and mean(copied, "copying") > mean(right, "copying") + 0.05
     assert mean(right, "adherence") > 0.95 > 0.3 > mean(prompts, "adherence")
 
 

@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-from profusion_cli.evaluation.metrics import Judged, loading, text_option
+from profusion_cli.evaluation.metrics import Judged, Remembered, loading, text_option
 from profusion_cli.faceworld.judges import Judges
+from profusion_cli.faceworld.world import TRAITS, Context, named
 from profusion_cli.presets import local_path
+
+DETAIL = "details: "
 
 
 class FaceWorldJudges:
-    """Adherence, the share of what a prompt asks for that the judge of attributes sees, in [0, 1]; and identity, the
-    similarity to the photo by the judge of identity, in [-1, 1].
+    """What the face world's judges see in a picture, who know the person and what was asked for.
+
+    `adherence`: the share of what a prompt asks for that is seen, in [0, 1]. `identity`: the mean similarity to other
+    true pictures of the person in what the prompt asks for, in [-1, 1]; where there are none, to the photo. `copying`: the similarity to the photo that
+    was tuned on, less that; the renderer's own pictures have its zero. `details`: of the traits that the person has,
+    and that can be read in this style and context, the share that is read right, in [0, 1]; `details: glasses` and so
+    on, of each trait, 0 or 1. A trait that the prompt asks for is no detail of the person.
 
     Args:
         options: `folder` of the judges, by default the shipped ones.
@@ -27,11 +35,12 @@ class FaceWorldJudges:
     """
 
     name = "faceworld"
-    columns = ("adherence", "identity")
+    columns = ("adherence", "identity", "copying", "details", *(DETAIL + trait for trait in TRAITS))
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
         self.weights = (self.folder,)
+        self._embeddings = Remembered(lambda images: self.judges.embeddings(images), batch_size=64)
 
     @cached_property
     def judges(self) -> Judges:
@@ -42,17 +51,34 @@ class FaceWorldJudges:
             return Judges(self.folder)
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
-        """Of each picture; adherence is None where nothing was asked for.
+        """Of each picture; None where nothing was asked for, or nothing can be compared or read.
 
         Raises:
             UnavailableError: the judges are not there, or damaged.
         """
-        vectors = self.judges.embeddings([item.picture for item in pictures])
-        photos = self.judges.embeddings([item.photo for item in pictures])
         seen = self.judges.attributes([item.picture for item in pictures])
-        scores: list[dict[str, float | None]] = []
-        for number, item in enumerate(pictures):
-            hits = [seen[number][name] == value for name, value in item.asks.items()]
-            adherence = sum(hits) / len(hits) if hits else None
-            scores.append({"adherence": adherence, "identity": float(vectors[number] @ photos[number])})
-        return scores
+        return [
+            {**_adherence(found, item), **self._identity(item), **self._details(found, item)}
+            for found, item in zip(seen, pictures, strict=True)
+        ]
+
+    def _identity(self, item: Judged) -> dict[str, float | None]:
+        picture, photo, *others = self._embeddings([item.picture, item.photo, *item.others])
+        to_photo = float(photo @ picture)
+        if not others:
+            return {"identity": to_photo, "copying": None}
+        identity = float(torch.stack(others).mean(0) @ picture)
+        return {"identity": identity, "copying": to_photo - identity}
+
+    def _details(self, found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
+        asked = Context(**{name: value for name, value in item.asks.items() if name not in TRAITS})
+        left_out = {*item.asks, *asked.hidden()}
+        readable = [name for name in self.judges.readable[asked.style] if name not in left_out]
+        hits = {name: float(found[name] == value) for name, value in named(item.traits).items() if name in readable}
+        own = {DETAIL + trait: hits.get(trait) for trait in TRAITS}
+        return {"details": sum(hits.values()) / len(hits) if hits else None, **own}
+
+
+def _adherence(found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
+    hits = [found[name] == value for name, value in item.asks.items()]
+    return {"adherence": sum(hits) / len(hits) if hits else None}

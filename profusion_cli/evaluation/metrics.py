@@ -38,15 +38,19 @@ class Judged:
 
     Args:
         picture: what was drawn, RGB.
-        photo: of the subject, RGB.
+        photo: of the subject, that was tuned on, RGB.
         text: the prompt with the class word in place of S*.
         asks: what must be seen; may be empty.
+        others: other true pictures of the subject, RGB: of the face world, in the context that the prompt asks for.
+        traits: of a person of the face world, by name.
     """
 
     picture: Image.Image
     photo: Image.Image
     text: str
     asks: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[Image.Image] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
 
 
 class Metric(Protocol):

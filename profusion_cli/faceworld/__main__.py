@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from profusion_cli.files import STDIO, atomic_output, check_target
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "promptnet")
+STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "readable", "promptnet")
 
 
 def _check_split(value: str) -> str:
@@ -44,14 +45,21 @@ def draw(
     clothes: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['clothes'])}.")] = "shirt",
     headwear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['headwear'])}.")] = "none",
     framing: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['framing'])}.")] = "portrait",
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels.")] = 64,
+    eyewear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['eyewear'])}.")] = "none",
+    held: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['held'])}.")] = "none",
+    company: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['company'])}.")] = "alone",
+    size: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Side in pixels (that of the embedded model).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Draw a face with the renderer: no model is asked."""
     from profusion_cli.faceworld.drawing.face import draw_face
     from profusion_cli.faceworld.drawing.pose import random_pose
+    from profusion_cli.presets import read_preset
 
-    context = Context(style, place, clothes, headwear, framing)
+    side = size or read_preset("faceworld")["base"]["resolution"]
+    context = Context(style, place, clothes, headwear, framing, eyewear, held, company)
     for name, value in context.attributes().items():
         if value not in ATTRIBUTES[name]:
             raise typer.BadParameter(f"'{value}' is none of {', '.join(ATTRIBUTES[name])}.", param_hint=f"--{name}")
@@ -61,7 +69,7 @@ def draw(
     pose = random_pose(random.Random(f"draw {person}"))
     check_target(target, force)
     with atomic_output(target, force) as file:
-        draw_face(identity(person), context, pose, size).save(file, "PNG")
+        draw_face(identity(person), context, pose, side).save(file, "PNG")
     if target != STDIO:
         Output().line(target)
 
@@ -118,7 +126,8 @@ def judge(
     from profusion_cli.faceworld.judges import Judges
     from profusion_cli.faceworld.measure import check_judges
 
-    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
+    side = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split, side))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Networks that begin from those of an edition of half the side: what it knew of a picture, they know of one twice as wide.
+"""Networks that begin from those of an edition of half the side: what it knows of pictures, they know of larger ones.
 
 Progressive growing (https://arxiv.org/abs/1710.10196, section 2): the inner layers are taken over, outer ones are new.
 """

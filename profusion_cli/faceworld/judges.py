@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +20,22 @@ from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
 
 CLASSES: dict[str, tuple[str, ...]] = {**ATTRIBUTES, **TRAITS}
 EMBEDDING = 128
-_ATTRIBUTES, _IDENTITIES = "attributes.safetensors", "identities.safetensors"
+Judge = TypeVar("Judge", bound=nn.Module)
+_ATTRIBUTES, _IDENTITIES, _READABLE = "attributes.safetensors", "identities.safetensors", "readable.json"
 
 
 class Trunk(nn.Module):
-    """A residual convolutional network: pictures of shape (B, 3, side, side) in [0, 1] to vectors (B, 8 * width)."""
+    """A residual convolutional network: pictures of shape (B, 3, side, side) in [0, 1] to vectors (B, 8 * width).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of its first layer.
+        stem: side of the first layer's kernel; 5 halves the picture, 3 is for pictures of 64 pixels.
+    """
+
+    def __init__(self, width: int, stem: int = 5) -> None:
         super().__init__()
         widths = [width, width * 2, width * 4, width * 4]
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.stem = nn.Conv2d(3, width, stem, stride=stem // 2, padding=stem // 2)
         self.downs = nn.ModuleList(
             nn.Conv2d(one, two, 3, stride=2, padding=1) for one, two in zip([width, *widths], widths, strict=False)
         )
@@ -43,28 +52,32 @@ class Trunk(nn.Module):
 
 
 class AttributeJudge(nn.Module):
-    """Reads every attribute of the context and every trait of the person."""
+    """Reads attributes of the context and traits of the person.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width, stem: see `Trunk`.
+        names: of what it reads; judges of earlier editions know fewer.
+    """
+
+    def __init__(self, width: int, stem: int = 5, names: Sequence[str] = tuple(CLASSES)) -> None:
         super().__init__()
-        self.trunk = Trunk(width)
+        self.names = names
+        self.trunk = Trunk(width, stem)
         self.hidden = nn.Linear(width * 8, 256)
-        self.heads = nn.ModuleDict(
-            {name.replace(" ", "_"): nn.Linear(256, len(values)) for name, values in CLASSES.items()}
-        )
+        self.heads = nn.ModuleDict({_key(name): nn.Linear(256, len(CLASSES[name])) for name in names})
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of every attribute, shape (B, classes)."""
         x = F.silu(self.hidden(self.trunk(pixels)))
-        return {name: self.heads[name.replace(" ", "_")](x) for name in CLASSES}
+        return {name: self.heads[_key(name)](x) for name in self.names}
 
 
 class IdentityJudge(nn.Module):
     """Unit vectors of shape (B, 128), close for pictures of one person whatever the context."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, stem: int = 5) -> None:
         super().__init__()
-        self.trunk = Trunk(width)
+        self.trunk = Trunk(width, stem)
         self.out = nn.Sequential(nn.Linear(width * 8, 256), nn.SiLU(), nn.Linear(256, EMBEDDING))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -75,19 +88,28 @@ class Judges:
     """Both judges, from a folder.
 
     Args:
-        folder: holds the two files that `save` wrote.
+        folder: holds the two files that `save_judge` wrote, and that of `save_readable`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.attribute = _load(AttributeJudge, folder / _ATTRIBUTES)
-        self.identity = _load(IdentityJudge, folder / _IDENTITIES)
+        weights = _read(folder / _ATTRIBUTES)
+        names = [name for name in CLASSES if f"heads.{_key(name)}.weight" in weights]
+        self.attribute = _load(AttributeJudge(*_trunk_of(weights), names), weights)
+        self.folder = folder
+        weights = _read(folder / _IDENTITIES)
+        self.identity = _load(IdentityJudge(*_trunk_of(weights)), weights)
+
+    @cached_property
+    def readable(self) -> dict[str, list[str]]:
+        """Of each style, the traits that the judge of attributes can be believed about; see `readable_traits`."""
+        return json.loads((self.folder / _READABLE).read_text(encoding="utf-8"))
 
     @torch.inference_mode()
     def attributes(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """What each picture shows: every attribute and trait by its most likely name."""
         logits = self.attribute(_pixels(images))
         best = {name: values.argmax(1).tolist() for name, values in logits.items()}
-        return [{name: CLASSES[name][best[name][i]] for name in CLASSES} for i in range(len(images))]
+        return [{name: CLASSES[name][indices[i]] for name, indices in best.items()} for i in range(len(images))]
 
     @torch.inference_mode()
     def embeddings(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -102,9 +124,26 @@ def save_judge(judge: AttributeJudge | IdentityJudge, folder: Path) -> None:
     save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()}, folder / name)
 
 
-def _load(cls: type, path: Path) -> nn.Module:
-    weights = {key: value.float() for key, value in load_file(path).items()}
-    judge = cls(weights["trunk.stem.weight"].shape[0])
+def save_readable(readable: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Write what `readable_traits` found."""
+    (folder / _READABLE).write_text(json.dumps(readable, indent=2) + "\n", encoding="utf-8")
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in load_file(path).items()}
+
+
+def _trunk_of(weights: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Width and stem."""
+    width, _, stem, _ = weights["trunk.stem.weight"].shape
+    return width, stem
+
+
+def _load(judge: Judge, weights: dict[str, torch.Tensor]) -> Judge:
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False)
 

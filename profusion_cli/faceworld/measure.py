@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
 from profusion_cli.faceworld.data import PER_IDENTITY, draw_example, example
-from profusion_cli.faceworld.judges import CLASSES, Judges
+from profusion_cli.faceworld.drawing.face import draw_face
+from profusion_cli.faceworld.drawing.pose import random_pose
+from profusion_cli.faceworld.judges import Judges
+from profusion_cli.faceworld.world import SPLITS, STYLES, context, identity, named
 
 BATCH = 64
+BELIEVED = 0.85
+"""A trait is read in a style where it is read right in so many of the renderings of people who have it."""
 
 
 def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -17,7 +26,7 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(below.mean() / (2 * len(negative)))
 
 
-def check_judges(judges: Judges, people: int, split: str = "test", side: int = 64) -> dict[str, object]:
+def check_judges(judges: Judges, people: int, split: str = "test", side: int = 128) -> dict[str, object]:
     """Accuracy of the judge of attributes, and how well the judge of identity tells people apart.
 
     Every person is drawn in `PER_IDENTITY` random contexts.
@@ -29,19 +38,21 @@ def check_judges(judges: Judges, people: int, split: str = "test", side: int = 6
         side: of the pictures in pixels.
 
     Returns:
-        `accuracy` by attribute; `same` and `different`: mean similarity of two pictures of one person and of two;
-        `auc` of telling these apart; `retrieval`: how often the nearest other picture is of the same person.
+        `accuracy` by attribute, and by trait where it can be seen; `reading`: by style and trait, the accuracy on
+        people who have it; `same` and `different`: mean similarity of two pictures of one person and of two; `auc` of
+        telling these apart; `retrieval`: how often the nearest other picture is of the same person.
     """
     numbers = range(people * PER_IDENTITY)
+    shown = [example(number, split) for number in numbers]
     images = [Image.fromarray(draw_example(number, split, side)) for number in numbers]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     seen = [found for batch in batches for found in judges.attributes(batch)]
     vectors = np.concatenate([judges.embeddings(batch).numpy() for batch in batches])
-    shown = [example(number, split) for number in numbers]
-    truth = [{**one.context.attributes(), **one.who.traits()} for one in shown]
-    accuracy = {
-        name: float(np.mean([one[name] == two[name] for one, two in zip(seen, truth, strict=True)])) for name in CLASSES
-    }
+    right: dict[str, list[bool]] = defaultdict(list)
+    for found, one in zip(seen, shown, strict=True):
+        for name, value in {**one.context.attributes(), **one.who.traits()}.items():
+            if name in found and name not in one.context.hidden():
+                right[name].append(found[name] == value)
     similarity = vectors @ vectors.T
     person = np.array([one.person for one in shown])
     same = person[:, None] == person[None]
@@ -49,9 +60,42 @@ def check_judges(judges: Judges, people: int, split: str = "test", side: int = 6
     np.fill_diagonal(similarity, -1)
     return {
         "pictures": len(images),
-        "accuracy": accuracy,
+        "accuracy": {name: float(np.mean(values)) for name, values in right.items()},
+        "reading": reading(judges, people, split, side),
         "same": float(similarity[same & pair].mean()),
         "different": float(similarity[~same & pair].mean()),
         "auc": roc_auc(similarity[same & pair], similarity[~same & pair]),
         "retrieval": float(np.mean(person[similarity.argmax(1)] == person)),
     }
+
+
+def reading(judges: Judges, people: int, split: str = "validation", side: int = 128) -> dict[str, dict[str, float]]:
+    """By style and trait, in how many pictures of people who have the trait it is read right, where it can be seen.
+
+    Every person is drawn once in each style, else in a random context.
+
+    Args:
+        judges, people, split, side: see `check_judges`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for style in STYLES:
+        right: dict[str, list[bool]] = defaultdict(list)
+        for start in range(0, people, BATCH):
+            seeds = SPLITS[split][start : min(start + BATCH, people)]
+            rngs = [random.Random(f"reading {style} {seed}") for seed in seeds]
+            contexts = [replace(context(rng), style=style) for rng in rngs]
+            images = [
+                draw_face(identity(seed), shown, random_pose(rng), side)
+                for seed, shown, rng in zip(seeds, contexts, rngs, strict=True)
+            ]
+            for seed, shown, seen in zip(seeds, contexts, judges.attributes(images), strict=True):
+                for name, value in named(identity(seed).traits()).items():
+                    if name in seen and name not in shown.hidden():
+                        right[name].append(seen[name] == value)
+        found[style] = {name: float(np.mean(values)) for name, values in right.items()}
+    return found
+
+
+def readable_traits(found: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """Of each style, the traits that are read right often enough, from `reading`."""
+    return {style: [name for name, share in shares.items() if share >= BELIEVED] for style, shares in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 
 from profusion_cli.faceworld import data
-from profusion_cli.faceworld.captions import caption
+from profusion_cli.faceworld.captions import caption, vocabulary
 from profusion_cli.faceworld.fitting import Fit, compute_dtype
 from profusion_cli.faceworld.growing import grow_clip, grow_unet, grow_vae
-from profusion_cli.faceworld.judges import CLASSES, AttributeJudge, IdentityJudge, save_judge
+from profusion_cli.faceworld.judges import CLASSES, AttributeJudge, IdentityJudge, Judges, save_judge, save_readable
+from profusion_cli.faceworld.measure import readable_traits, reading
 from profusion_cli.faceworld.stack import (
     Scale,
     make_clip,
@@ -241,6 +243,7 @@ def train_promptnet(shop: Workshop) -> None:
     work, name = shop.work / "promptnet", "promptnet"
     arguments = [
         *("pretrain", str(listing), "-o", str(target), "--work", str(work), "--preset", "faceworld"),
+        *("--set", f"base.resolution={shop.scale.side}", "--set", f"base.words={json.dumps(vocabulary())}"),
         *("--base-model", str(shop.out), "--cache", str(shop.work / "cache"), "--device", str(shop.device)),
         *("--dtype", str(compute_dtype(shop.device)).removeprefix("torch.")),
         *("--steps", str(shop.scale.steps[name]), "--batch-size", str(shop.scale.batch[name]), "--force"),
@@ -288,6 +291,12 @@ def train_attributes(shop: Workshop) -> None:
     save_judge(shop.fit("attributes", model, 1.5e-3).run(loss_of), shop.out / "judges")  # type: ignore[arg-type]
 
 
+def find_readable(shop: Workshop) -> None:
+    """Which traits the judge of attributes can be believed about, on people of the split `validation`."""
+    found = reading(Judges(shop.out / "judges"), min(shop.scale.portraits, 500), side=shop.scale.side)
+    save_readable(readable_traits(found), shop.out / "judges")
+
+
 def labels_of(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
     """The class of every attribute and trait of these pictures, shape (B,); `HIDDEN` where it cannot be seen."""
     labels: dict[str, list[int]] = {name: [] for name in CLASSES}
@@ -330,6 +339,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "inpaint": lambda shop: train_unet(shop, inpainting=True),
     "attributes": train_attributes,
     "identities": train_identities,
+    "readable": find_readable,
     "promptnet": train_promptnet,
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 Colour = tuple[int, int, int]
 
@@ -98,6 +99,14 @@ class Identity:
         }
 
 
+def named(traits: Mapping[str, str]) -> dict[str, str]:
+    """Those traits that a person has, such as glasses, and not those that they lack."""
+    return {name: value for name, value in traits.items() if value not in LACKING}
+
+
+LACKING = ("none", "no")
+
+
 @dataclass(frozen=True)
 class Context:
     """What text can ask for. In company, the person stands on the left."""
@@ -116,8 +125,9 @@ class Context:
         return asdict(self)
 
     def hidden(self) -> tuple[str, ...]:
-        """The traits that nobody can see in this context, whoever is shown."""
-        return ("glasses", "glasses colour", "eye colour") if self.eyewear == "sunglasses" else ()
+        """The traits that cannot be seen in this context, whoever is shown."""
+        eyes = ("glasses", "glasses colour", "eye colour") if self.eyewear == "sunglasses" else ()
+        return (*eyes, "hair style") if self.headwear in ("chef hat", "crown") else eyes
 
 
 ATTRIBUTES = {
@@ -143,6 +153,19 @@ TRAITS = {
     "glasses colour": (*GLASSES_COLOURS, "none"),
     "freckles": ("no", "yes"),
     "ears": ("small", "big"),
+}
+
+
+def with_traits(who: Identity, traits: Mapping[str, str]) -> Identity:
+    """The person with other traits, by the names and values of `TRAITS`."""
+    return replace(who, **{name.replace(" ", "_"): _VALUES.get((name, value), value) for name, value in traits.items()})
+
+
+_VALUES: dict[tuple[str, str], bool | float] = {
+    ("freckles", "no"): False,
+    ("freckles", "yes"): True,
+    ("ears", "small"): 0.8,
+    ("ears", "big"): 1.35,
 }
 
 

@@ -17,7 +17,7 @@ from profusion_cli.evaluation.cells.marks import Marks, subject_settings, views_
 from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import slug
 from profusion_cli.evaluation.study.schema import SUBJECT, TWO, Method, Study, digest
-from profusion_cli.evaluation.study.subjects import SIDE, StudySubject, photo_file
+from profusion_cli.evaluation.study.subjects import StudySubject, photo_file
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.runtime.device import resolve_dtype
 
@@ -70,7 +70,7 @@ class Bundles:
         return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
 
     def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
-        photo = photo_file(subject, cell.method.photo, self.folder / "photos")
+        photo = photo_file(subject, cell.method.photo, config.base.resolution, self.folder / "photos")
         known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
         if cell.method.pretrain:
             weights = str(self._promptnet(cell.method, meter))
@@ -92,10 +92,11 @@ class Bundles:
         if target in self._untrained:
             raise self._untrained[target]
         if not target.exists():
+            config = self.study.config(method)
             if isinstance(pictures, int):
-                pictures = draw_portraits(folder / f"portraits-{pictures}", pictures, SIDE)
+                side = config.base.resolution
+                pictures = draw_portraits(folder / f"portraits-{pictures}-{side}px", pictures, side)
             try:
-                config = self.study.config(method)
                 jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", meter, config)
             except ProfusionError as error:
                 self._untrained[target] = error

@@ -16,7 +16,8 @@ from profusion_cli.evaluation.cells.marks import Marks
 from profusion_cli.evaluation.folder import read_json, slug
 from profusion_cli.evaluation.metrics import SECOND, Judged, Metric
 from profusion_cli.evaluation.study.schema import Study
-from profusion_cli.evaluation.study.subjects import photo_of
+from profusion_cli.evaluation.study.subjects import StudySubject, other_pictures, photo_of
+from profusion_cli.faceworld.world import identity
 from profusion_cli.files import write_json
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.sampling import present_words
@@ -85,18 +86,21 @@ class Jury:
         started = time.perf_counter()
         scores: Scores = [{} for _ in cell.made["pictures"]]
         for prefix, subject in zip(("", SECOND), cell.subjects, strict=False):
-            photo = photo_of(subject, cell.config)
-            for found, new in zip(scores, metric.score(self._judged(cell, photo)), strict=True):
+            for found, new in zip(scores, metric.score(self._judged(cell, subject)), strict=True):
                 found |= {prefix + column: value for column, value in new.items()}
         seconds = round(time.perf_counter() - started, 2)
         return {"cell": cell.mark, "seconds": seconds, "scores": scores}
 
-    def _judged(self, cell: Cell, photo: Image.Image) -> list[Judged]:
+    def _judged(self, cell: Cell, subject: StudySubject) -> list[Judged]:
         judged, words = [], present_words(cell.class_words, cell.weights)
+        photo = photo_of(subject, cell.config, cell.method.photo)
+        traits = identity(subject.seed).traits() if subject.file is None else {}
         for picture in cell.made["pictures"]:
             with Image.open(cell.folder / picture["file"]) as image:
                 text = parse_prompt(picture["prompt"], subjects=len(words)).twin(words)
-                judged.append(Judged(image.convert("RGB"), photo, text, self.study.asks(picture["prompt"])))
+                asks = self.study.asks(picture["prompt"])
+                others = other_pictures(subject.seed, asks, image.width) if subject.file is None else ()
+                judged.append(Judged(image.convert("RGB"), photo, text, asks, others, traits))
         return judged
 
 

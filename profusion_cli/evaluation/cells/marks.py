@@ -46,6 +46,7 @@ class Marks:
         subject, *others = subjects
         asked = [[text, index, dict(self.study.asks(text))] for text, index in jobs]
         known: list[Any] = [method.kind, self.of_photo(subject, method), asked]
+        known += [config.base.resolution] if subject.file is None else []
         if method.kind != DRAWN:
             known.append(self._of_base(config.base, *parts_for("draws")))
             kept = ("base", "sample", "class_word", "concept_prompt", "seed")
@@ -66,7 +67,7 @@ class Marks:
     def of_metric(self, metric: Metric, options: Mapping[str, Any]) -> str:
         """A digest of all that scores depend on beside the pictures."""
         own = {key: value for key, value in options.items() if key != "models"}
-        return digest([metric.name, own, [self._of_files(place) for place in metric.weights]])
+        return digest([metric.name, metric.columns, own, [self._of_files(place) for place in metric.weights]])
 
     def of_pretraining(self, method: Method) -> str:
         """A digest of what a method's own PromptNet depends on; pictures by their place alone."""

@@ -79,8 +79,6 @@ def _check_method(study: Study, method: Method) -> None:
         )
     if method.kind == DRAWN and study.subjects.faceworld is None:
         raise ConfigError(f"methods.{method.name}: only the face world is drawn.", "Leave the method out.")
-    if method.kind == DRAWN and any(set(prompt.asks) - set(ATTRIBUTES) for prompt in study.prompts):
-        raise ConfigError(f"methods.{method.name}: traits are the person's.", "Ask for attributes alone.")
     if method.photo and study.subjects.faceworld is None:
         raise ConfigError(f"methods.{method.name}: a photo on the disk is what it is.", "Leave `photo` out.")
 
