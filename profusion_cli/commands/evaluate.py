@@ -183,7 +183,7 @@ def _run(
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
     run = Run(target, plan, limit, output, placement.device, keep_bundles)
-    references = {subject.name: photo_of(subject, config, {}) for subject in run.everyone}
+    references = {subject.name: photo_of(subject, config, subject.context) for subject in run.everyone}
     with run.open(go_on):
         cells = run.cells(methods)
         pictures, problems = run.make_and_report(cells, references)

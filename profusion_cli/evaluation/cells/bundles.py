@@ -70,7 +70,7 @@ class Bundles:
         return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
 
     def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
-        photo = photo_file(subject, cell.method.photo, config.base.resolution, self.folder / "photos")
+        photo = photo_file(subject, subject.photo_context(cell.method), config.base.resolution, self.folder / "photos")
         known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
         if cell.method.pretrain:
             weights = str(self._promptnet(cell.method, meter))

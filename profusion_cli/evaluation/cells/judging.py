@@ -93,7 +93,7 @@ class Jury:
 
     def _judged(self, cell: Cell, subject: StudySubject) -> list[Judged]:
         judged, words = [], present_words(cell.class_words, cell.weights)
-        photo = photo_of(subject, cell.config, cell.method.photo)
+        photo = photo_of(subject, cell.config, subject.photo_context(cell.method))
         traits = identity(subject.seed).traits() if subject.file is None else {}
         for picture in cell.made["pictures"]:
             with Image.open(cell.folder / picture["file"]) as image:

@@ -76,7 +76,9 @@ class Marks:
 
     def of_photo(self, subject: StudySubject, method: Method) -> list[Any]:
         """Marks of the photo that a method is given of a subject."""
-        return [*self._of_files(subject.file).values()] if subject.file else [subject.seed, dict(method.photo)]
+        return (
+            [*self._of_files(subject.file).values()] if subject.file else [subject.seed, subject.photo_context(method)]
+        )
 
     def of_weights(self, method: Method, config: Config) -> list[Any]:
         """Marks of the weights that a subject's bundle and pictures depend on."""

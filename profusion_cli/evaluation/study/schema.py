@@ -30,11 +30,15 @@ class PhotoSubject:
 
 @dataclass(frozen=True)
 class People:
-    """Subjects that the face world draws: so many of a split, from a number on."""
+    """Subjects that the face world draws: so many of a split, from a number on.
+
+    The first has the first of `photos`, attributes of the photo such as where it was taken, and so on, in turn.
+    """
 
     split: Literal["train", "validation", "test"] = "test"
     first: int = 0
     count: int = 24
+    photos: tuple[dict[str, str], ...] = ({},)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Method:
             alone, with the class word for S*, and `described` with the subject's name or description; `drawn` is the
             face world's renderer.
         augment: fine-tune on the photo and its augmentations, not on the photo alone; the baselines do not.
-        photo: attributes of the photo that the face world draws, such as where it was taken.
+        photo: attributes of the photo that the face world draws, in place of the subject's.
         share: of the next subject, in [0, 1], for `two`.
         pretrain: keys of the configuration's section `pretrain`, for a PromptNet of its own; empty: the preset's.
         settings: nested keys of the configuration that differ from the study's.

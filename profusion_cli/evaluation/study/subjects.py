@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from profusion_cli.config import Config
 from profusion_cli.errors import ConfigError
-from profusion_cli.evaluation.study.schema import DESCRIBED, Study
+from profusion_cli.evaluation.study.schema import DESCRIBED, Method, Study
 from profusion_cli.faceworld.captions import description
 from profusion_cli.faceworld.drawing.face import draw_face
 from profusion_cli.faceworld.drawing.pose import random_pose
@@ -34,6 +34,7 @@ class StudySubject:
         description: in what words the base model can be asked for it.
         file: of its photo; None: drawn.
         seed: of a person of the face world.
+        context: attributes of the photo that the face world draws.
     """
 
     name: str
@@ -41,6 +42,11 @@ class StudySubject:
     description: str = ""
     file: Path | None = None
     seed: int = 0
+    context: Mapping[str, str] = field(default_factory=dict)
+
+    def photo_context(self, method: Method) -> dict[str, str]:
+        """Attributes of the photo that a method is given."""
+        return {**self.context, **method.photo}
 
 
 def subjects_of(study: Study) -> list[StudySubject]:
@@ -58,16 +64,24 @@ def subjects_of(study: Study) -> list[StudySubject]:
                 f"{people.first} to {people.first + people.count - 1}.",
                 "Ask for fewer.",
             )
-        for method in study.methods:
-            if wrong := [key for key, value in method.photo.items() if value not in ATTRIBUTES.get(key, ())]:
+        photos = [("subjects.faceworld.photos", photo) for photo in people.photos]
+        for where, photo in [*photos, *((f"methods.{method.name}", method.photo) for method in study.methods)]:
+            if wrong := [key for key, value in photo.items() if value not in ATTRIBUTES.get(key, ())]:
                 raise ConfigError(
-                    f"methods.{method.name}: a photo with this {', '.join(wrong)} cannot be drawn.",
+                    f"{where}: a photo with this {', '.join(wrong)} cannot be drawn.",
                     f"Attributes are {', '.join(ATTRIBUTES)}.",
                 )
-        numbers = range(people.first, people.first + people.count)
+        if not people.photos:
+            raise ConfigError("subjects.faceworld.photos is empty.", "Leave it out for everyday photos.")
         return [
-            StudySubject(f"{people.split}-{number:03d}", None, description(identity(seeds[number])), seed=seeds[number])
-            for number in numbers
+            StudySubject(
+                f"{people.split}-{number:03d}",
+                None,
+                description(identity(seed)),
+                seed=seed,
+                context=people.photos[(number - people.first) % len(people.photos)],
+            )
+            for number, seed in enumerate(seeds[people.first : people.first + people.count], people.first)
         ]
     if not study.subjects.photos:
         raise ConfigError(f"The study '{study.name}' names no subjects.", "Give photos with --photos FILE|FOLDER.")
