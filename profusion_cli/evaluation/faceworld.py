@@ -20,11 +20,13 @@ DETAIL = "details: "
 class FaceWorldJudges:
     """What the face world's judges see in a picture, who know the person and what was asked for.
 
-    `adherence`: the share of what a prompt asks for that is seen, in [0, 1]. `identity`: the mean similarity to other
-    true pictures of the person in what the prompt asks for, in [-1, 1]; where there are none, to the photo. `copying`: the similarity to the photo that
-    was tuned on, less that; the renderer's own pictures have its zero. `details`: of the traits that the person has,
-    and that can be read in this style and context, the share that is read right, in [0, 1]; `details: glasses` and so
-    on, of each trait, 0 or 1. A trait that the prompt asks for is no detail of the person.
+    - `adherence`: the share of what a prompt asks for that is seen, in [0, 1].
+    - `identity`: the mean similarity to other true pictures of the person in what the prompt asks for, in [-1, 1];
+      where there are none, to the photo.
+    - `copying`: the similarity to the photo that was tuned on, less that; the renderer's own pictures have its zero.
+    - `details`: of the traits that the person has, and that can be read in this style and context, the share that is
+      read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for is
+      no detail of the person.
 
     Args:
         options: `folder` of the judges, by default the shipped ones.

@@ -14,34 +14,53 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionMode
 
 @torch.no_grad()
 def grow_vae(vae: AutoencoderKL, first: Path) -> None:
-    """A level more on the outside of the encoder and of the decoder; latents of the same side.
+    """A level more on the outside of encoder and decoder, and more latent channels; both are used little at first.
 
     Args:
-        vae: of four levels, whose inner three have the widths of the first edition's.
+        vae: whose inner levels have the widths of the first edition's, with as many latent channels or more.
         first: folder of the first edition.
     """
     old = AutoencoderKL.from_pretrained(str(first / "vae"))
-    for name in ("mid_block", "conv_norm_out", "conv_out"):
-        _take(getattr(vae.encoder, name), getattr(old.encoder, name))
-    for name in ("conv_in", "mid_block"):
-        _take(getattr(vae.decoder, name), getattr(old.decoder, name))
+    outer = len(vae.encoder.down_blocks) - len(old.encoder.down_blocks)
+    for new, known in ((vae.encoder, old.encoder), (vae.decoder, old.decoder)):
+        _take(new.mid_block, known.mid_block)
+        _take(new.conv_norm_out, known.conv_norm_out)
     _take(vae.encoder.conv_in, old.encoder.conv_in)
-    _take(vae.decoder.conv_norm_out, old.decoder.conv_norm_out)
     _take(vae.decoder.conv_out, old.decoder.conv_out)
     for i, block in enumerate(old.encoder.down_blocks):
-        _take(vae.encoder.down_blocks[i + 1], block)
+        _take(vae.encoder.down_blocks[outer + i], block)
     for i, block in enumerate(old.decoder.up_blocks):
         _take(vae.decoder.up_blocks[i].resnets, block.resnets)
         if block.upsamplers:
             _take(vae.decoder.up_blocks[i].upsamplers, block.upsamplers)
-    _take(vae.quant_conv, old.quant_conv)
-    _take(vae.post_quant_conv, old.post_quant_conv)
-    _average(vae.encoder.down_blocks[0].downsamplers[0].conv)
-    _pass_on(vae.decoder.up_blocks[-2].upsamplers[0].conv)
-    for block in (vae.encoder.down_blocks[0], vae.decoder.up_blocks[-1]):
-        for resnet in block.resnets:
-            torch.nn.init.zeros_(resnet.conv2.weight)
-            torch.nn.init.zeros_(resnet.conv2.bias)
+    if outer:
+        _average(vae.encoder.down_blocks[0].downsamplers[0].conv)
+        _pass_on(vae.decoder.up_blocks[-2].upsamplers[0].conv)
+        for block in (vae.encoder.down_blocks[0], vae.decoder.up_blocks[-1]):
+            for resnet in block.resnets:
+                torch.nn.init.zeros_(resnet.conv2.weight)
+                torch.nn.init.zeros_(resnet.conv2.bias)
+    _grow_channels(vae, old)
+
+
+def _grow_channels(vae: AutoencoderKL, old: AutoencoderKL) -> None:
+    """The known latent channels as they were; the new ones nearly without noise."""
+    new, known = vae.config.latent_channels, old.config.latent_channels
+    means, deviations = range(known), range(new, new + known)
+    both = [*means, *deviations]
+    convs = ((vae.encoder.conv_out, old.encoder.conv_out), (vae.quant_conv, old.quant_conv))
+    for conv, _ in convs:
+        conv.weight[new:] *= 0.05
+    vae.quant_conv.bias[new:] = -6.0
+    vae.quant_conv.weight[both] = 0.0
+    vae.encoder.conv_out.weight[both], vae.encoder.conv_out.bias[both] = convs[0][1].weight, convs[0][1].bias
+    vae.quant_conv.weight[torch.tensor(both)[:, None], both] = old.quant_conv.weight
+    vae.quant_conv.bias[both] = old.quant_conv.bias
+    vae.post_quant_conv.weight[:known] = 0.0
+    vae.post_quant_conv.weight[:known, :known] = old.post_quant_conv.weight
+    vae.post_quant_conv.bias[:known] = old.post_quant_conv.bias
+    vae.decoder.conv_in.weight[:, :known] = old.decoder.conv_in.weight
+    vae.decoder.conv_in.bias.copy_(old.decoder.conv_in.bias)
 
 
 @torch.no_grad()
@@ -68,9 +87,25 @@ def grow_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, first: Path) -> None:
     _copy(new, old)
 
 
+@torch.no_grad()
 def grow_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """The whole network: latents have the side that they had."""
-    unet.load_state_dict(UNet2DConditionModel.from_pretrained(str(folder)).state_dict())
+    """The whole network, as latents have the side that they had; it sees and predicts nothing of new channels yet.
+
+    Args:
+        unet: for as many latent channels as `folder`'s has, or more; its input is latents, or for inpainting latents,
+            mask and latents.
+        folder: of the first edition's UNet.
+    """
+    old = UNet2DConditionModel.from_pretrained(str(folder))
+    weights = old.state_dict()
+    new, known = unet.config.out_channels, old.config.out_channels
+    seen = [*range(known), *range(new, new + 1 + known)][: old.config.in_channels]
+    conv_in = torch.zeros_like(unet.conv_in.weight)
+    conv_in[:, seen] = weights["conv_in.weight"]
+    conv_out, bias = torch.zeros_like(unet.conv_out.weight), torch.zeros_like(unet.conv_out.bias)
+    conv_out[:known], bias[:known] = weights["conv_out.weight"], weights["conv_out.bias"]
+    weights |= {"conv_in.weight": conv_in, "conv_out.weight": conv_out, "conv_out.bias": bias}
+    unet.load_state_dict(weights)
 
 
 def _take(new: torch.nn.Module, old: torch.nn.Module) -> None:

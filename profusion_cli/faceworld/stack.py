@@ -32,6 +32,7 @@ class Scale:
 
     side: int
     portraits: int
+    latent_channels: int
     vae_widths: tuple[int, ...]
     unet_widths: tuple[int, ...]
     inpaint_widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class Scale:
 FULL = Scale(
     side=128,
     portraits=32_000,
+    latent_channels=8,
     vae_widths=(32, 32, 64, 128),
     unet_widths=(96, 160, 192),
     inpaint_widths=(64, 96, 128),
@@ -53,7 +55,7 @@ FULL = Scale(
     judge_width=48,
     steps={
         "clip": 400,
-        "vae": 1600,
+        "vae": 3000,
         "unet": 4800,
         "inpaint": 1000,
         "promptnet": 3000,
@@ -65,6 +67,7 @@ FULL = Scale(
 SMOKE = Scale(
     side=128,
     portraits=8,
+    latent_channels=8,
     vae_widths=(8, 8, 8, 16),
     unet_widths=(16, 16, 32),
     inpaint_widths=(16, 16, 16),
@@ -108,13 +111,13 @@ def make_clip(scale: Scale, vocabulary_size: int) -> CLIPModel:
 
 
 def make_vae(scale: Scale) -> AutoencoderKL:
-    """Pictures to 4 latent channels at an eighth of the side, and back."""
+    """Pictures to latents of an eighth of the side, and back."""
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=scale.vae_widths,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=scale.latent_channels,
         norm_num_groups=8,
         sample_size=scale.side,
     )
@@ -123,12 +126,12 @@ def make_vae(scale: Scale) -> AutoencoderKL:
 
 
 def make_unet(scale: Scale, inpainting: bool = False) -> UNet2DConditionModel:
-    """SD2's blocks in three levels; 9 input channels for inpainting."""
+    """SD2's blocks in three levels; for inpainting it also sees the mask, and the latents of what is kept."""
     widths = scale.inpaint_widths if inpainting else scale.unet_widths
     unet = UNet2DConditionModel(
         sample_size=scale.side // 8,
-        in_channels=9 if inpainting else 4,
-        out_channels=4,
+        in_channels=2 * scale.latent_channels + 1 if inpainting else scale.latent_channels,
+        out_channels=scale.latent_channels,
         down_block_types=["CrossAttnDownBlock2D"] * 3,
         up_block_types=["CrossAttnUpBlock2D"] * 3,
         block_out_channels=widths,
