@@ -29,6 +29,7 @@ from profusion_cli.commands import (
 from profusion_cli.console import Output, download_bars, escaped, print_error
 from profusion_cli.errors import ProfusionError, UnavailableError, out_of_memory
 from profusion_cli.interrupts import interrupts_as_such, stop_if_asked, tell_interrupted
+from profusion_cli.launcher import is_first_process
 from profusion_cli.listener import hearing
 from profusion_cli.options import tell_defaults
 
@@ -60,8 +61,7 @@ class Commands(TyperGroup):
             print_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            if _is_first_process():
-                tell_interrupted(*(escaped(str(word)) for word in interrupt.args))
+            tell_interrupted(*(escaped(str(word)) for word in interrupt.args))
             raise typer.Exit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
         except BrokenPipeError:  # of '-o -'; what prints lines goes on by itself
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,7 +91,7 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
-        told = not ctx.params.get("quiet") and _is_first_process()
+        told = not ctx.params.get("quiet") and is_first_process()
         with download_bars(told), hearing(Output(quiet=not told)):
             return super().invoke(ctx)
 
@@ -126,17 +126,12 @@ MEMORY_HINTS = {
 }
 
 
-def _is_first_process() -> bool:
-    """Whether this is the only process, or the first that torchrun or accelerate started on this machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def _wait_for_first_process() -> None:
     """An error that all processes meet is told once: the launcher ends the others as soon as the first has ended.
 
     Who is left after a while has met something of its own, and tells it.
     """
-    if not _is_first_process():
+    if not is_first_process():
         time.sleep(OTHERS_WAIT)
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from profusion_cli.launcher import is_first_process
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,9 +34,10 @@ class _State:
 
 
 def tell_interrupted(*more: object) -> None:
-    """Say on standard error that the command was interrupted, and what there is to say more."""
+    """Say on standard error that the command was interrupted, and what there is to say more; one process says it."""
     _State.told = True
-    sys.stderr.write(" ".join(["Interrupted.", *map(str, more)]) + "\n")
+    if is_first_process():
+        sys.stderr.write(" ".join(["Interrupted.", *map(str, more)]) + "\n")
 
 
 def stop_if_asked() -> None:

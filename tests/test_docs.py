@@ -153,7 +153,9 @@ def test_pages_and_program_agree() -> None:
     }
     for page in PAGES:
         text = text_of(page)
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known | {"--help"}, page
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known | {"--help", "--nproc-per-node"}, (
+            page
+        )  # torchrun's
         assert set(re.findall(r"profusion ([a-z]+) ", text)) <= set(declared), page
     readme = text_of(README)
     assert all(f"`profusion {name}" in readme for name in declared)

@@ -28,9 +28,9 @@ from profusion_cli.runtime.pretraining import checkpoints, encodings, loop
 from profusion_cli.runtime.pretraining import run as whole_run
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
 from profusion_cli.runtime.pretraining.log import Log
-from profusion_cli.runtime.pretraining.processes import lost_processes
 from profusion_cli.runtime.pretraining.trainer import Average, warmed_up
 from profusion_cli.runtime.pretraining.work import claimed_work
+from profusion_cli.runtime.processes import lost_processes
 from tests.conftest import draw_photo, like_float16, ok, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,6 +12,7 @@ from profusion_cli import options
 from profusion_cli.commands.common import quoted
 from profusion_cli.console import Output
 from profusion_cli.errors import ProfusionError, UnavailableError, UsageError
+from profusion_cli.launcher import is_main_process, process_count
 from profusion_cli.listener import LIBRARIES
 
 PREFERENCE = "Human preference"
@@ -89,15 +90,18 @@ def evaluate(
     """Run a study: subjects, prompts and methods side by side, judged, with intervals.
 
     A run that was cut off goes on where it was. Pictures are made first and judged then; a metric that is not
-    installed is told of, and the others go on. The report is of everything in the folder.
+    installed is told of, and the others go on. The report is of everything in the folder. Several processes share a
+    run with `torchrun -m profusion_cli evaluate ...` or `accelerate launch -m profusion_cli evaluate ...`.
     """
-    output, device = Output(quiet, as_json), flags.get("device")
+    output, device = Output(quiet or not is_main_process(), as_json), flags.get("device")
     given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
     given |= {"--pretrain-on": pretrain_on}
     given |= {"--continue": go_on or None, "--keep-bundles": keep_bundles or None}
     if pairs and pairs_results:
         raise UsageError("--pairs writes the page, and --pairs-results reads the answers.", "Give one of the two.")
     if pairs or pairs_results:
+        if process_count() > 1:
+            raise UsageError(f"There are {process_count()} processes, and this is done by one.", "Start it alone.")
         used = [name for name, value in given.items() if value is not None and not (name == "--key" and pairs_results)]
         if used:
             raise UsageError(
@@ -179,20 +183,25 @@ def _run(
         from profusion_cli.evaluation.runner import Run
         from profusion_cli.evaluation.study.subjects import photo_of
         from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.processes import launched
 
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
-    run = Run(target, plan, limit, output, placement.device, keep_bundles)
-    references = {subject.name: photo_of(subject, config, subject.context) for subject in run.everyone}
-    with run.open(go_on):
-        cells = run.cells(methods)
-        pictures, problems = run.make_and_report(cells, references)
+    with launched(placement.device) as processes:
+        run = Run(target, plan, limit, output, placement.device, keep_bundles, processes=processes)
+        references = {subject.name: photo_of(subject, config, subject.context) for subject in run.everyone}
+        with run.open(go_on):
+            cells = run.cells(methods)
+            pictures, problems = run.make_and_report(cells, references)
+    if not processes.is_main:
+        return
     missing, failed = run.jury.missing, run.maker.failed
     for problem in problems:
         output.warn(problem)
     for file in ("tables.md", "report.html"):
         output.line(str(target / file))
-    output.record({"path": str(target), "pictures": pictures, "missing": missing, "failed": failed})
+    told = {"path": str(target), "pictures": pictures, "missing": missing, "failed": failed}
+    output.record({**told, "num_processes": processes.count})
     compare = f"profusion evaluate --pairs {quoted(str(target))}"
     output.finished(time.perf_counter() - started, "" if plan.pairs is None or only or failed else compare)
     if failed:

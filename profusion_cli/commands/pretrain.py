@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from profusion_cli.commands.common import check_bundle_target, print_config, quo
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, output_hint
+from profusion_cli.launcher import is_main_process
 
 
 @options.takes("pretrain", "class_word", "base.id", *options.MACHINE)
@@ -61,7 +61,7 @@ def pretrain(
     from profusion_cli.jobs.promptnet import pretrain as train
 
     started = time.perf_counter()
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = is_main_process()
     output = Output(quiet or not main, as_json)
     if resume and flags.get("seed") == RANDOM_SEED:
         raise UsageError("--seed -1 would go on with another seed.", "Give the one that was told before.")

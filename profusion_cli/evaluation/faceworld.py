@@ -65,7 +65,9 @@ class FaceWorldJudges:
         ]
 
     def _identity(self, item: Judged) -> dict[str, float | None]:
-        picture, photo, *others = self._embeddings([item.picture, item.photo, *item.others])
+        # apart, since rounding depends on the batch, and what is remembered on what was judged before
+        (picture,), (photo,) = self._embeddings([item.picture]), self._embeddings([item.photo])
+        others = self._embeddings(item.others)
         to_photo = float(photo @ picture)
         if not others:
             return {"identity": to_photo, "copying": None}

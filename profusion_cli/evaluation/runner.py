@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import yaml
 from PIL import Image
 
 from profusion_cli.console import Output
-from profusion_cli.errors import ConfigError, InputError, OutputError
+from profusion_cli.errors import ConfigError, InputError, OutputError, ProfusionError
 from profusion_cli.evaluation.cells.bundles import Bundles
 from profusion_cli.evaluation.cells.cell import Cell, cells_of
 from profusion_cli.evaluation.cells.judging import Jury
-from profusion_cli.evaluation.cells.making import Maker
+from profusion_cli.evaluation.cells.making import Maker, needs_twice
 from profusion_cli.evaluation.cells.marks import Marks
+from profusion_cli.evaluation.cells.sharing import share_out, units_of, work_of
 from profusion_cli.evaluation.folder import STUDY_FILE, claimed
 from profusion_cli.evaluation.metrics import make_metrics
 from profusion_cli.evaluation.report.page import write_report
@@ -28,6 +29,7 @@ from profusion_cli.evaluation.study.checking import check_columns
 from profusion_cli.evaluation.study.schema import TWO, Method, Study, is_reconstruction
 from profusion_cli.evaluation.study.subjects import subjects_of
 from profusion_cli.files import atomic_output, write_json
+from profusion_cli.runtime.processes import Processes
 
 RESULTS = "results.json"
 
@@ -43,6 +45,7 @@ class Run:
         device: that metrics run on.
         keep_bundles: keep the subjects' bundles, of which every method makes one for every subject.
         elsewhere: pictures may have been made in a precision that `auto` does not mean on this machine.
+        processes: that work on the run; the first of them has the folder, and tells what the others found too.
 
     Raises:
         ConfigError: subjects, metrics or columns that are not there.
@@ -58,9 +61,11 @@ class Run:
         device: torch.device | None = None,
         keep_bundles: bool = False,
         elsewhere: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.folder, self.study, self.limit, self.elsewhere = folder, study, limit, elsewhere
         self.output = output = output or Output(quiet=True)
+        self.processes = processes or Processes()
         self.everyone = subjects_of(study)
         metrics = [
             (metric, options)
@@ -69,8 +74,8 @@ class Run:
         ]
         self.marks = Marks(study)
         self.bundles = Bundles(folder, study, self.marks, keep_bundles)
-        self.maker = Maker(study, self.bundles, output)
-        self.jury = Jury(study, metrics, self.marks, output)
+        self.maker = Maker(study, self.bundles, output, self.processes.share)
+        self.jury = Jury(study, metrics, self.marks, output, self.processes.share)
         lonely = [method.name for method in study.methods if method.kind == TWO and len(self.everyone) < 2]
         if lonely:
             output.warn(f"There is one subject only, so that these methods are left out: {'; '.join(lonely)}.")
@@ -80,7 +85,7 @@ class Run:
 
     @contextmanager
     def open(self, go_on: bool) -> Iterator[None]:
-        """Make the folder, or go on in it; no other process works there until the block ends.
+        """Make the folder, or go on in it; no process of another command works there until the block ends.
 
         Args:
             go_on: even where the study, or anything else that pictures depend on, has changed since; what has changed
@@ -89,8 +94,14 @@ class Run:
         Raises:
             OutputError: the folder holds a run of another study, or cannot be written, or another process is at work.
         """
-        with claimed(self.folder) as before:
-            self._claim(before, go_on)
+        with ExitStack() as stack:
+            error = None
+            if self.processes.is_main:
+                try:
+                    self._claim(stack.enter_context(claimed(self.folder)), go_on)
+                except ProfusionError as refused:
+                    error = refused
+            self.processes.agree(error)
             yield
 
     def cells(self, methods: Sequence[Method], everyone: bool = False) -> list[Cell]:
@@ -102,9 +113,9 @@ class Run:
             for cell in cells_of(self.study, self.everyone, method, limit, self.marks, self.folder, self.elsewhere)
         ]
 
-    def make(self, cells: Sequence[Cell]) -> None:
+    def make(self, cells: Sequence[Cell], needed_twice: bool | None = None) -> None:
         """Make the pictures of all cells that have none yet; see `Maker.make`."""
-        self.maker.make(cells)
+        self.maker.make(cells, needs_twice(cells) if needed_twice is None else needed_twice)
 
     def judge(self, cells: Sequence[Cell]) -> None:
         """Have every metric judge what it has not judged yet; see `Jury.judge`."""
@@ -114,22 +125,25 @@ class Run:
         """Make the pictures, have them judged, and report; what is there is told of, whatever stops the rest.
 
         Args:
-            cells: see `make`.
+            cells: see `make`; of all processes, which each do a share.
             photos: see `report`.
 
         Returns:
-            As `report`.
+            As `report`; nothing but in the first process.
+
+        Raises:
+            InputError: the processes see different folders, or different cells.
         """
         try:
-            self.make(cells)
-            self.judge(cells)
+            self._do_share(cells)
         except BaseException:
-            try:
-                self.report(photos)
-            except OutputError as error:
-                self.output.warn(f"There is no report: {error.message}")
+            if self.processes.is_main:
+                try:
+                    self.report(photos)
+                except OutputError as error:
+                    self.output.warn(f"There is no report: {error.message}")
             raise
-        return self.report(photos)
+        return self.report(photos) if self.processes.is_main else (0, [])
 
     def results(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Every picture of these cells that is finished, with its scores."""
@@ -149,6 +163,66 @@ class Run:
         write_json(self.folder / RESULTS, {**record, "pictures": rows})
         problems = write_report(self.folder, self.study, rows, record, photos)
         return len(rows), [*problems, *faceless(rows)]
+
+    def _do_share(self, cells: Sequence[Cell]) -> None:
+        """This process's share of the work, and what the others have to say of theirs."""
+        twice, error = needs_twice(cells), None
+        mine = self._share(cells)
+        try:
+            self.make(mine, twice)
+            self.judge(mine)
+        except ProfusionError as stopped:
+            error = stopped
+        told = self.processes.gather((self.maker.failed, self.jury.missing, self.jury.judged, error))
+        if not self.processes.is_main:
+            return
+        for failed, missing, judged, _ in told[1:]:
+            self.maker.hear(failed)
+            self.jury.hear(missing, judged)
+        for *_, stopped in told:
+            if stopped is not None:
+                raise stopped
+        self.bundles.clear()
+
+    def _share(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells of this process; the PromptNets that are pre-trained for any of them are there."""
+        processes = self.processes
+        if processes.count == 1:
+            return list(cells)
+        units = units_of(cells, self.bundles.names_of)
+        ranks = share_out([work_of(unit) for unit in units], processes.count)
+        own = {cell.folder for unit, rank in zip(units, ranks, strict=True) if rank == processes.rank for cell in unit}
+        mine = [cell for cell in cells if cell.folder in own]
+        waiting = {
+            self.bundles.promptnet_file(cell.method): cell.method
+            for cell in cells
+            if cell.made is None and cell.method.pretrain
+        }
+        methods = [method for file, method in waiting.items() if not file.exists()]
+        begun, marks = (self.folder / STUDY_FILE).exists(), [cell.mark for unit in units for cell in unit]
+        seen = [begun, marks, ranks, len(methods)]
+        if any(other != seen for other in processes.gather(seen)):
+            raise InputError(
+                f"The {processes.count} processes do not see the same run in '{self.folder}'.",
+                "Machines must share the folder and the photos; and set `dtype` in the study where their CPUs differ.",
+            )
+        self.output.note(f"{processes.count} processes share {len(cells)} cells; this one has {len(mine)} of them.")
+        if methods:
+            self._pretrain(methods)
+        return mine
+
+    def _pretrain(self, methods: Sequence[Method]) -> None:
+        """Make the PromptNets of methods, each in one of the processes; all wait for all of them."""
+        if self.processes.is_main:
+            for method in methods:
+                self.bundles.pictures(method)
+        self.processes.agree()
+        ranks = share_out([1.0] * len(methods), self.processes.count)
+        self.maker.pretrain(
+            [method for method, rank in zip(methods, ranks, strict=True) if rank == self.processes.rank]
+        )
+        for untrained in self.processes.gather(self.bundles.untrained):
+            self.bundles.untrained |= untrained
 
     def _check_pretraining(self, method: Method) -> None:
         """There is something to pre-train on where it is wanted.

@@ -12,6 +12,7 @@ from typing import Any
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import BESIDE_BASE, SEEDS, UNTRAINED, Config, build_config
 from profusion_cli.errors import BundleError, ConfigError, UsageError
+from profusion_cli.launcher import process_count
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 
@@ -77,7 +78,7 @@ def _with_seed(flags: Mapping[str, Any], listener: Listener) -> Mapping[str, Any
     """
     if flags.get("seed") != RANDOM_SEED:
         return flags
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if process_count() > 1:
         raise UsageError("--seed -1 would draw another seed in each process.", "Give the same seed to all.")
     seed = secrets.randbelow(SEEDS + 1)
     listener.note(f"The seed is {seed}, drawn at random: --seed {seed} gives the same again.")

@@ -7,5 +7,5 @@
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
 - training: `fitting` (any loop), `training` (one subject), `baselines`, `subjects`, and the folder `pretraining`
 - between disk and memory: `weights`, `views`, `official`
-- the machine: `device`
+- the machine: `device`, and the `processes` that work on one command
 """

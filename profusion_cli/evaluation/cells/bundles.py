@@ -37,7 +37,8 @@ class Bundles:
 
     def __init__(self, folder: Path, study: Study, marks: Marks, keep: bool) -> None:
         self.folder, self.study, self.marks, self.keep = folder, study, marks, keep
-        self._untrained: dict[Path, ProfusionError] = {}
+        self.untrained: dict[Path, ProfusionError] = {}
+        """Why PromptNets are missing, by their files; they are not tried again."""
 
     def of(self, cell: Cell, meter: Meter) -> list[Path]:
         """The bundles of a cell's subjects.
@@ -54,6 +55,13 @@ class Bundles:
             for subject, word in zip(cell.subjects, cell.class_words, strict=True)
         ]
 
+    def names_of(self, cell: Cell) -> list[str]:
+        """What is made for a cell's own subject: its bundle and, where it is tuned on views, these."""
+        if cell.method.kind not in (SUBJECT, TWO):
+            return []
+        views, bundle, _ = self._planned(cell, cell.subject, cell.config)
+        return [bundle, *views]
+
     def let_go(self, bundles: Iterable[Path]) -> None:
         """Delete those of the bundles that are not to be kept."""
         for path in bundles:
@@ -69,43 +77,63 @@ class Bundles:
         """Where the PromptNet that a method pre-trains for itself is, or will be."""
         return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
 
-    def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
-        photo = photo_file(subject, subject.photo_context(cell.method), config.base.resolution, self.folder / "photos")
-        known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
-        if cell.method.pretrain:
-            weights = str(self._promptnet(cell.method, meter))
-            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
-        trained = config.finetune.steps > 0
-        source, augmented = photo, cell.method.augment and trained
-        if augmented:
-            own = _in_precision(config, training=False)
-            mark = digest(["augment", known, views_settings(own), []])
-            source = self._made("augment", subject, mark, partial(jobs.make_views, photo, meter=meter, config=own))
-        own = _in_precision(config, training=trained)
-        mark = digest(["finetune", known, subject_settings(own), [] if augmented else ["--no-augment"]])
-        tune = partial(jobs.make_subject, source, meter=meter, config=own, augmented=augmented)
-        return self._made("finetune", subject, mark, tune)
+    def promptnet(self, method: Method, meter: Meter) -> Path:
+        """The PromptNet that a method pre-trains for itself, once for all subjects.
 
-    def _promptnet(self, method: Method, meter: Meter) -> Path:
-        """The PromptNet that a method pre-trains for itself, once for all subjects."""
-        target, folder, pictures = self.promptnet_file(method), self.folder / "promptnets", self.study.pretrain_on
-        if target in self._untrained:
-            raise self._untrained[target]
+        Raises:
+            ProfusionError: it cannot be made, or could not when it was tried.
+        """
+        target, folder = self.promptnet_file(method), self.folder / "promptnets"
+        if target in self.untrained:
+            raise self.untrained[target]
         if not target.exists():
-            config = self.study.config(method)
-            if isinstance(pictures, int):
-                side = config.base.resolution
-                pictures = draw_portraits(folder / f"portraits-{pictures}-{side}px", pictures, side)
+            pictures, config = self.pictures(method), self.study.config(method)
             try:
                 jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", meter, config)
             except ProfusionError as error:
-                self._untrained[target] = error
+                self.untrained[target] = error
                 raise
         return target
 
-    def _made(self, kind: str, subject: StudySubject, mark: str, make: Callable[[Path], None]) -> Path:
-        """A bundle of a subject, from the disk where it was made before under the same mark."""
-        name = f"{slug(subject.name)}-{mark}.pfz"
+    def pictures(self, method: Method) -> str | Path:
+        """What the PromptNet of a method is pre-trained on; portraits are drawn where they are not there yet."""
+        given = self.study.pretrain_on
+        if isinstance(given, int):
+            side = self.study.config(method).base.resolution
+            return draw_portraits(self.folder / "promptnets" / f"portraits-{given}-{side}px", given, side)
+        return given
+
+    def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
+        side, folder = config.base.resolution, self.folder / "photos"
+        source = photo_file(subject, subject.photo_context(cell.method), side, folder)
+        if cell.method.pretrain:
+            self.promptnet(cell.method, meter)
+        views, bundle, config = self._planned(cell, subject, config)
+        for name in views:
+            own = _in_precision(config, training=False)
+            source = self._made("augment", name, partial(jobs.make_views, source, meter=meter, config=own))
+        own = _in_precision(config, training=config.finetune.steps > 0)
+        tune = partial(jobs.make_subject, source, meter=meter, config=own, augmented=bool(views))
+        return self._made("finetune", bundle, tune)
+
+    def _planned(self, cell: Cell, subject: StudySubject, config: Config) -> tuple[list[str], str, Config]:
+        """Names of a subject's views, one or none, and of its bundle; and the configuration that both are made with."""
+        known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
+        if cell.method.pretrain:
+            weights = str(self.promptnet_file(cell.method))
+            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
+
+        def name(*depends_on: Any) -> str:
+            return f"{slug(subject.name)}-{digest(depends_on)}.pfz"
+
+        trained = config.finetune.steps > 0
+        augmented = cell.method.augment and trained
+        drawing, training = (_in_precision(config, training) for training in (False, trained))
+        bundle = name("finetune", known, subject_settings(training), [] if augmented else ["--no-augment"])
+        return [name("augment", known, views_settings(drawing), [])] if augmented else [], bundle, config
+
+    def _made(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+        """A subject's bundle, from the disk where it was made before under the same name."""
         places = [self.folder / folder / kind / name for folder in (KEPT, UNKEPT)]
         target = next((place for place in places if place.exists()), places[0 if self.keep else 1])
         if not target.exists():

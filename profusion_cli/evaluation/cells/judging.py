@@ -34,14 +34,22 @@ class Jury:
         metrics: with their options.
         marks: of what scores depend on.
         output: where progress goes.
+        share: see `Processes`.
     """
 
     def __init__(
-        self, study: Study, metrics: Sequence[tuple[Metric, Mapping[str, Any]]], marks: Marks, output: Output
+        self,
+        study: Study,
+        metrics: Sequence[tuple[Metric, Mapping[str, Any]]],
+        marks: Marks,
+        output: Output,
+        share: str = "",
     ) -> None:
-        self.study, self.output, self._marks = study, output, marks
+        self.study, self.output, self.share, self._marks = study, output, share, marks
         self.missing: dict[str, str] = {}
         """Why metrics are missing, by their names."""
+        self.judged: dict[str, str] = {}
+        """Marks of the metrics that have judged something in this process, by their names."""
         self._waiting = list(metrics)
         self._mark_of = {metric.name: marks.of_metric(metric, options) for metric, options in metrics}
 
@@ -57,16 +65,26 @@ class Jury:
             metric, options = self._waiting.pop(0)  # so that its model is let go before the next is loaded
             todo = [cell for cell in finished if self.scores(cell, metric.name) is None]
             try:
-                with self.output.progress(f"Judging: {metric.name}", len(todo)) as step:
+                with self.output.progress(f"Judging: {metric.name}{self.share}", len(todo)) as step:
                     for number, cell in enumerate(todo):
                         found = self._judge(cell, metric)
                         if number == 0:  # a library may have fetched the weights only now
-                            self._mark_of[metric.name] = self._marks.of_metric(metric, options)
+                            self.judged[metric.name] = self._marks.of_metric(metric, options)
+                            self._mark_of |= self.judged
                         write_json(_score_file(cell, metric.name), {**found, "mark": self._mark_of[metric.name]})
                         step(number + 1)
             except UnavailableError as error:
-                self.missing[metric.name] = f"{error.message} {error.hint}"
-                self.output.warn(f"{metric.name}: {self.missing[metric.name]}")
+                self._miss(metric.name, f"{error.message} {error.hint}")
+
+    def hear(self, missing: Mapping[str, str], judged: Mapping[str, str]) -> None:
+        """Take over what another process says in `missing` and `judged`."""
+        self._mark_of |= judged
+        for name in missing.keys() - self.missing.keys():
+            self._miss(name, missing[name])
+
+    def _miss(self, name: str, why: str) -> None:
+        self.missing[name] = why
+        self.output.warn(f"{name}: {why}")
 
     def scores(self, cell: Cell, metric: str) -> Scores | None:
         """The scores of a cell by a metric; None where it has not been judged as it is now."""

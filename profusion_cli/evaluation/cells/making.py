@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -21,7 +21,7 @@ from profusion_cli.evaluation.cells.marks import precision_of
 from profusion_cli.evaluation.cells.studio import Studio, draw_text, draw_world
 from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import CELL_FILE, words_of
-from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Study, digest
+from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest
 from profusion_cli.files import atomic_output, write_json
 from profusion_cli.pace import clock
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -40,10 +40,11 @@ class Maker:
         study: see above.
         bundles: that cells draw from.
         output: where progress goes.
+        share: see `Processes`.
     """
 
-    def __init__(self, study: Study, bundles: Bundles, output: Output) -> None:
-        self.study, self.bundles, self.output = study, bundles, output
+    def __init__(self, study: Study, bundles: Bundles, output: Output, share: str = "") -> None:
+        self.study, self.bundles, self.output, self.share = study, bundles, output, share
         self.failed: list[dict[str, Any]] = []
         """What is to be told of the cells that failed."""
         self._unavailable: dict[str, ProfusionError] = {}
@@ -51,26 +52,26 @@ class Maker:
         self._needed_twice = False
         self._meter = Meter(lambda done, remark="": None, 0.0)
 
-    def make(self, cells: Sequence[Cell]) -> None:
+    def make(self, cells: Sequence[Cell], needed_twice: bool) -> None:
         """Make the pictures of all cells that have none yet.
 
         A cell that fails is told of and left out, and made when the study is run again. Where a model or a library
         cannot be had, the method is not tried again for every subject.
 
+        Args:
+            cells: see above.
+            needed_twice: bundles stay when their pictures are made; see `needs_twice`.
+
         Raises:
             OutputError: nothing more can be written.
         """
-        wanted = [cell for cell in cells if cell.made is None]
-        keys = {cell.folder: bundle_key(cell) for cell in wanted}
-        order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
-        wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, order[keys[cell.folder]]))
-        self._needed_twice = any(cell.method.kind == TWO for cell in wanted)
-        grouped = groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder]))
-        groups = [list(group) for _, group in grouped]
+        groups = _groups(cells)
+        wanted = [cell for group in groups for cell in group]
+        self._needed_twice = needed_twice
         plan, done = self._plan(groups), 0
         total = plan[-1] if plan else 0.0
         with (
-            self.output.progress("Making", total, counted=False) as step,
+            self.output.progress(f"Making{self.share}", total, counted=False) as step,
             ExitStack() as stack,
             quiet_libraries(),
         ):
@@ -82,12 +83,25 @@ class Maker:
                 done += len(members)
                 if not self.output.stderr.is_terminal:
                     left = meter.left()
-                    self.output.note(
-                        f"{done} of {len(wanted)} cells: {members[-1].subject.name}, {members[-1].method.name}"
-                        + ("." if left is None else f"; {clock(left)} left.")
-                    )
+                    last = f"{members[-1].subject.name}, {members[-1].method.name}"
+                    then = "." if left is None else f"; {clock(left)} left."
+                    self.output.note(f"{done} of {len(wanted)} cells{self.share}: {last}{then}")
         self._open = None
-        self.bundles.clear()
+
+    def pretrain(self, methods: Sequence[Method]) -> None:
+        """Make the PromptNets of methods; why one cannot be made is told of each of its cells."""
+        works = [sum(work.pretraining(self.study.config(method))) for method in methods]
+        with self.output.progress(f"Pre-training{self.share}", sum(works), counted=False) as step:
+            meter = Meter(step, sum(works))
+            for method in methods:
+                meter.at(method.name)
+                with suppress(ProfusionError):  # it is remembered
+                    self.bundles.promptnet(method, meter)
+
+    def hear(self, failed: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what another process says in `failed`."""
+        for told in failed:
+            self._tell(told)
 
     def _plan(self, groups: Sequence[Sequence[Cell]]) -> list[float]:
         """How much work is done when each group is; what several of them need counts for the first."""
@@ -128,9 +142,12 @@ class Maker:
         for cell in cells:
             if error.exit_code == UnavailableError.exit_code:
                 self._unavailable[cell.method.name] = error
-            self.output.warn(f"{cell.method.name}, {cell.subject.name}: {error.message} {error.hint}".rstrip())
             told = {"method": cell.method.name, "subject": cell.subject.name, "error": error.message}
-            self.failed.append({**told, "exit_code": error.exit_code})
+            self._tell({**told, "hint": error.hint, "exit_code": error.exit_code})
+
+    def _tell(self, failed: Mapping[str, Any]) -> None:
+        self.output.warn("{method}, {subject}: {error} {hint}".format(**failed).rstrip())
+        self.failed.append(dict(failed))
 
     def _make_group(self, cells: Sequence[Cell], stack: ExitStack) -> None:
         """Cells of one kind and subject that draw from the same bundle."""
@@ -180,6 +197,21 @@ class Maker:
                 save_pictures(cell, draw, origin, share)
         except ProfusionError as error:
             self._fail([cell], error)
+
+
+def needs_twice(cells: Sequence[Cell]) -> bool:
+    """Whether bundles are needed again for pictures of two subjects, when those of one are made."""
+    return any(cell.method.kind == TWO and cell.made is None for cell in cells)
+
+
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Those of the cells that are to be made, in order; those of one kind and subject that draw from one bundle."""
+    wanted = [cell for cell in cells if cell.made is None]
+    keys = {cell.folder: bundle_key(cell) for cell in wanted}
+    order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
+    wanted.sort(key=lambda cell: (KIND_ORDER.index(cell.method.kind), cell.number, order[keys[cell.folder]]))
+    grouped = groupby(wanted, lambda cell: (cell.method.kind, cell.number, keys[cell.folder]))
+    return [list(group) for _, group in grouped]
 
 
 def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any], progress: Callable[[float], None]) -> None:

@@ -139,7 +139,7 @@ def photo_file(subject: StudySubject, context: Mapping[str, str], side: int, fol
     path = folder / f"{words}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_output(path) as file:
+        with atomic_output(path, force=True) as file:  # another process may draw the same
             reference_photo(subject.seed, side, **context).save(file, "PNG")
     return path
 

@@ -2,5 +2,5 @@
 
 `run` is the whole of it. `batches` says what each step is given, from `encodings` of the pictures; `trainer` holds what
 is trained; `loop` takes the steps. `checkpoints`, `log` and `sheet` are what a training leaves in its folder, `work`;
-`processes` is about interrupts and the other processes of a training.
+`interrupts` save a checkpoint first.
 """

@@ -18,10 +18,11 @@ from profusion_cli.runtime.fitting import REPEATED, Step, fit
 from profusion_cli.runtime.pretraining.batches import Batches
 from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
 from profusion_cli.runtime.pretraining.encodings import Encodings
+from profusion_cli.runtime.pretraining.interrupts import Interrupts
 from profusion_cli.runtime.pretraining.log import Log
-from profusion_cli.runtime.pretraining.processes import Interrupts, lost_processes
 from profusion_cli.runtime.pretraining.sheet import draw_sheet
 from profusion_cli.runtime.pretraining.trainer import Trainer, warmed_up
+from profusion_cli.runtime.processes import lost_processes
 
 
 class Saving:

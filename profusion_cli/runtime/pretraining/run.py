@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.dataset import Dataset, Listing
 from profusion_cli.errors import ConfigError, InputError
+from profusion_cli.launcher import process_count
 from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, repeatable, resolve_placement
@@ -31,9 +31,9 @@ from profusion_cli.runtime.pretraining.checkpoints import (
 from profusion_cli.runtime.pretraining.encodings import cache_folder
 from profusion_cli.runtime.pretraining.log import LOG
 from profusion_cli.runtime.pretraining.loop import run_steps
-from profusion_cli.runtime.pretraining.processes import lost_processes
 from profusion_cli.runtime.pretraining.trainer import Trainer, settings_of
 from profusion_cli.runtime.pretraining.work import claimed_work, clear_work
+from profusion_cli.runtime.processes import lost_processes
 from profusion_cli.runtime.weights import pack, promptnet_section
 
 
@@ -71,7 +71,7 @@ def parts_of_a_batch(own: PretrainConfig) -> int:
     Raises:
         ConfigError: fewer pictures than processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     if own.batch_size < processes:
         raise ConfigError(
             f"pretrain.batch_size={own.batch_size} is less than the {processes} processes.",

@@ -1,18 +1,14 @@
-"""Interrupts, and the other processes of a training."""
+"""Interrupts of a training."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-
-from profusion_cli.errors import DeviceError, Interrupted, first_line
+from profusion_cli.errors import Interrupted
 
 
 class Interrupts:
@@ -47,22 +43,3 @@ class Interrupts:
         self.asked, self._at = number, time.monotonic()
         if self._tell:
             os.write(2, b"Finishing this step and saving a checkpoint; interrupt again to stop at once.\n")
-
-
-@contextlib.contextmanager
-def lost_processes(processes: int) -> Iterator[None]:
-    """A process that ends breaks the connections of the others, which is no fault of theirs.
-
-    Raises:
-        DeviceError: another process has ended.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        lost = processes > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error))
-        if not lost:
-            raise
-        raise DeviceError(
-            f"Another process of this training has ended: {first_line(error)}",
-            "Its own message says why; mend that, and go on with --resume.",
-        ) from error
