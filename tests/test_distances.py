@@ -1,13 +1,30 @@
-"""Kernel distances of sets of pictures: the estimator without a model."""
+"""Kernel distances of sets of pictures: the estimator without a model, and what a run makes of it."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from profusion_cli.errors import ConfigError
+from profusion_cli.evaluation.cells import judging
+from profusion_cli.evaluation.cells.judging import Jury
+from profusion_cli.evaluation.dino import Dino
+from profusion_cli.evaluation.report.page import write_report
+from profusion_cli.evaluation.report.tables import shown
+from profusion_cli.evaluation.runner import Run
 from profusion_cli.evaluation.statistics import FeatureSet, Interval, kernel_difference, kernel_distance
+from profusion_cli.evaluation.study.reading import read_study
+from profusion_cli.evaluation.study.subjects import subjects_of
+from tests.conftest import draw_photo, ok, run
+from tests.test_evaluate import study_of, write
+from tests.test_metrics import write_dino
 
 WIDTH = 16
 Features = dict[str, np.ndarray]
@@ -126,3 +143,136 @@ def test_what_too_few_people_cannot_tell_is_not_told() -> None:
     rest = without("0", x)
     less = kernel_difference((FeatureSet(x), real), (FeatureSet({**rest, "9": 5 + x["0"]}), real))
     assert less == (0, 0, 0), "by the people that both have"
+
+
+# --- runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two methods on three people with held-out photos; the study lies beside it."""
+    folder = tmp_path_factory.mktemp("distances")
+    colours = ("tan", "brown", "pink", "peru")
+    for number, name in enumerate(("ann", "bob", "cy")):
+        for file, colour in ((f"{name}.png", colours[number]), (f"{name}/1.png", colours[number + 1])):
+            (folder / "photos" / file).parent.mkdir(parents=True, exist_ok=True)
+            draw_photo(folder / "photos" / file, colour)
+    (folder / "real").mkdir()
+    for number in range(4):
+        draw_photo(folder / "real" / f"{number}.png", colours[number], (200 + 30 * number, 140))
+    realism = {"folder": str(folder / "real"), "weights": str(write_dino(folder)), "models": ["DINOv2"]}
+    source = study_of(folder, metrics={"faceworld": {}, "realism": realism}, pairs=None)
+    source.pop("subjects")
+    source["methods"] = {"one": {"kind": "base"}, "other": {"kind": "base", "seed": 1}}
+    curve = {"kind": "curve", "title": "C", "x": "adherence", "y": "KID DINOv2"}
+    source["outputs"] = {"table": {"title": "T", "against": "one"}, "curve": curve}
+    write(folder, source)
+    again(folder / "run")
+    return folder / "run"
+
+
+def again(folder: Path, *more: str) -> str:
+    study = folder.parent / "study.yaml"
+    ok("evaluate", study, "-o", folder, "--photos", folder.parent / "photos", *more)
+    return (folder / "tables.md").read_text()
+
+
+def test_a_run_tells_distances_of_all_pictures_of_a_method(judged: Path) -> None:
+    """From features beside the scores; scores and tables are of the pictures that the run drew."""
+    results = (judged / "results.json").read_text()
+    assert len(results) < 30_000 and "KID" not in json.dumps(json.loads(results)["pictures"])
+    dino = Dino("DINOv2", str(judged.parent), torch.device("cpu"))
+    drawn: dict[str, Features] = {}
+    for row in json.loads(results)["pictures"]:
+        if not row["reconstruction"]:
+            with Image.open(judged / row["file"]) as picture:
+                features = dino.encode([picture.convert("RGB")])
+            of_method = drawn.setdefault(row["method"], {})
+            of_method[row["subject"]] = np.concatenate([of_method.get(row["subject"], features[:0]), features])
+    assert {name: [len(rows) for rows in of.values()] for name, of in drawn.items()} == {
+        name: [2, 2, 2] for name in ("one", "other")
+    }
+    real = {}
+    for file in (judged.parent / "real").iterdir():
+        with Image.open(file) as photo:
+            left = (photo.width - photo.height) // 2
+            real[file.stem] = dino.encode([photo.crop((left, 0, left + photo.height, photo.height))])
+    head, _, *lines = [line.split(" | ") for line in (judged / "tables.md").read_text().split("\n") if line[:1] == "|"]
+    table = {line[0].strip("| "): dict(zip(head, line, strict=True)) for line in lines[:2]}
+    one, other = (FeatureSet(drawn[name]) for name in ("one", "other"))
+    true = FeatureSet(real)
+    assert table["other"]["KID DINOv2"] == shown(kernel_distance(other, true), 4) != ""
+    less = shown(kernel_difference((other, true), (one, true)), 4, "+")
+    assert lines[1][head.index("KID DINOv2") + 1].strip("| ") == less
+    assert table["one"]["KID"].count(",") == 1, "the face world's, from held-out photos"
+    page = (judged / "report.html").read_text()
+    assert "KID DINOv2" in (judged / "curve.svg").read_text() and "KID, KID DINOv2: the kernel distance" in page
+
+
+def test_what_is_judged_is_kept_until_what_it_depends_on_changes(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+    judge, read = Jury._judge, judging.features_of_photos
+    monkeypatch.setattr(Jury, "_judge", lambda *of: (did.append(of[1].subject.name), judge(*of))[1])
+    monkeypatch.setattr(judging, "features_of_photos", lambda *of: (did.append("photographs"), read(*of))[1])
+    before = again(judged)
+    assert did == []
+
+    kept = sorted(judged.glob("cells/other-*/bob-*/features-*.safetensors"))
+    kept[0].unlink()
+    kept[1].write_bytes(b"damaged")
+    assert again(judged) == before and did == ["bob", "bob"], "as in a folder of a version that kept none"
+
+    did.clear()
+    draw_photo(judged.parent / "real" / "0.png", "lime")
+    after = again(judged)
+    assert did == ["ann", "bob", "cy"] * 2 + ["photographs"] and after != before
+
+    did.clear()
+    pictures_before = {path: path.stat().st_mtime_ns for path in judged.rglob("cells/*/*/*.png")}
+    draw_photo(judged.parent / "photos" / "bob" / "1.png", "lime")
+    again(judged)
+    assert did == ["bob"] * 4, "by both metrics"
+    assert pictures_before == {path: path.stat().st_mtime_ns for path in judged.rglob("cells/*/*/*.png")}
+
+
+def test_held_out_photos_are_of_a_folder_or_named_and_what_is_tuned_on_is_told(judged: Path) -> None:
+    study = read_study(str(judged.parent / "study.yaml"), [str(judged.parent / "photos")])
+    found = subjects_of(study)
+    assert [[path.name for path in one.held_out] for one in found] == [["1.png"]] * 3
+    told = "is measured against the tuned photo itself"
+    assert told not in (judged / "tables.md").read_text()
+    (judged.parent / "photos" / "dan").mkdir()
+    draw_photo(judged.parent / "photos" / "dan.png")
+    with pytest.raises(Exception, match="dan' holds no photos"):
+        read_study(str(judged.parent / "study.yaml"), [str(judged.parent / "photos")])
+    (judged.parent / "photos" / "dan").rmdir()
+    flat = read_study(str(judged.parent / "study.yaml"), [str(judged.parent / "photos")])
+    assert "held_out" not in flat.source["subjects"]["photos"][-1], "as runs of earlier versions say it"
+    record: dict = {"missing": {}, "failed": []}
+    write_report(judged.parent / "flat", flat, [], record, {})
+    assert f"Identity of dan {told}" in (judged.parent / "flat" / "tables.md").read_text()
+    write_report(judged.parent / "flat", replace(flat, metrics={"clip": {}}), [], record, {})
+    assert told not in (judged.parent / "flat" / "tables.md").read_text()
+    (judged.parent / "photos" / "dan.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["no.png"]}]}}, "no.png"),
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["ann.png"]}]}}, "Leave it out of `held_out`"),
+        ({"outputs": {"t": {"title": "T", "columns": ["reconstruction: KID"]}}}, "Name 'KID'"),
+        ({"metrics": {"realism": {}}, "outputs": {}}, "folder of photographs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Run(tmp_path / "run", read_study(str(write(tmp_path, study_of(tmp_path, **changes)))))
+    assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_damaged_held_out_photo_stops_a_run_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    source = study_of(tmp_path, subjects={"photos": [{"file": "ann.png", "held_out": ["no.png"]}]})
+    result = run("evaluate", write(tmp_path, source), "-o", tmp_path / "run")
+    assert result.exit_code == 5 and "no.png" in result.stderr and not (tmp_path / "run").exists()

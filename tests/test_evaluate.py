@@ -109,6 +109,8 @@ def test_a_run_leaves_every_picture_with_its_scores(finished: Path) -> None:
         columns = set(FaceWorldJudges.columns)
         assert set(row["scores"]) == columns | ({f"second: {c}" for c in columns} if row["family"] == "both" else set())
         assert (row["scores"]["adherence"] is None) == (row["prompt"] != "S* on a beach")
+        of_cell = list((finished / row["file"]).parent.glob("features-KID-*"))
+        assert len(of_cell) == (row["family"] != "both"), "of pictures of one subject"
     assert {row["method"] for row in pictures if row["family"] == "free"} == {"free, gamma 0.2", "free, gamma 0.9"}
     assert torch.__version__.startswith(results["versions"]["torch"]) and len(results["cells"]) == 14
     assert not list((finished / "bundles").rglob("*.pfz"))

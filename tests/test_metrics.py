@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from profusion_cli.errors import ConfigError, UnavailableError
 from profusion_cli.evaluation import clip, dino, faces
+from profusion_cli.evaluation.cells.features import features_of_photos
 from profusion_cli.evaluation.metrics import DESCRIPTIONS, METRICS, Judged, Remembered, cosine, make_metrics
 from tests.conftest import SHARED
 
@@ -77,7 +78,7 @@ def test_no_adapter_and_no_torch_is_imported_early():
     code = "import sys, profusion_cli.evaluation.metrics as m; print({'torch', 'numpy', 'PIL'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert set(DESCRIPTIONS) == set(METRICS) == {"clip", "faces", "adaface", "dino", "faceworld"}
+    assert set(DESCRIPTIONS) == set(METRICS) == {"clip", "faces", "adaface", "dino", "realism", "faceworld"}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,9 @@ def test_no_adapter_and_no_torch_is_imported_early():
         ("faces", {"models": ["Facenet51"]}, "'Facenet512'"),
         ("faces", {"detector": "retinaflace"}, "'retinaface'"),
         ("adaface", {"models": []}, "weights"),
+        ("realism", {}, "option 'folder'"),
+        ("realism", {"folder": "nowhere"}, "option 'folder'"),
+        ("realism", {"folder": "tests", "models": ["DINO"]}, "option 'folder'"),
     ],
 )
 def test_what_is_unknown_is_said_with_the_nearest_name(name, options, said):
@@ -230,12 +234,10 @@ def test_offline_no_network_is_asked_for_weights(no_network, monkeypatch, tmp_pa
 # --- DINO ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def dino_folder(tmp_path_factory):
+def write_dino(folder: Path) -> Path:
     """Tiny models of random weights; the preprocessing is written as in the two Hub repositories."""
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-    folder = tmp_path_factory.mktemp("dino")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     v2 = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
     v2 |= {"image_processor_type": "BitImageProcessor", "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255}
@@ -253,6 +255,11 @@ def dino_folder(tmp_path_factory):
         content = {"do_resize": True, **mean_std, **processor}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory):
+    return write_dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.mark.parametrize(("name", "repository"), [("DINOv2", "dinov2-base"), ("DINO", "dino-vits16")])
@@ -296,13 +303,14 @@ def test_dino_without_all_its_weights_is_refused(dino_folder, tmp_path, no_netwo
 # --- faces -----------------------------------------------------------------------------------------------------
 
 
+def find(pictures):
+    """A picture of one colour has no face here, and any other is one."""
+    arrays = [np.asarray(item) for item in pictures]
+    return [None if array.std((0, 1)).max() == 0 else array for array in arrays]
+
+
 def test_no_face_in_a_picture_is_a_failure():
-    """A picture of one colour has no face here; of the others the mean colour is the embedding."""
-
-    def find(pictures):
-        arrays = [np.asarray(item) for item in pictures]
-        return [None if array.std((0, 1)).max() == 0 else array for array in arrays]
-
+    """Of those that have one, the mean colour is the embedding."""
     blank = Image.new("RGB", (8, 8), "navy")
     found = Remembered(find)
     judged = [Judged(JUDGED[0].picture, JUDGED[0].photo, ""), Judged(blank, JUDGED[0].photo, "")]
@@ -316,6 +324,60 @@ def test_no_face_in_a_picture_is_a_failure():
     means = [np.asarray(image).mean((0, 1)) for image in (JUDGED[1].picture, JUDGED[1].photo)]
     assert third == pytest.approx(cosine(*means)) and first != third
     assert scores(metric, [judged[1]]) == [0]
+
+
+def test_likeness_is_the_mean_over_other_photos_that_show_a_face():
+    """The tuned photo counts only where there are no others."""
+    found = Remembered(find)
+    metric = faces.identity("mean", found, lambda crops: [crop.mean((0, 1)) for crop in crops])
+    blank, own, photo = Image.new("RGB", (8, 8), "navy"), picture(1), picture(1).copy()
+    judged = [Judged(own, photo, "", others=others) for others in ([], [picture(2), blank, picture(3)], [blank])]
+    alone, others, none = scores(metric, judged)
+    means = [np.asarray(picture(seed)).mean((0, 1)) for seed in (1, 2, 3)]
+    assert alone == pytest.approx(1) and none is None
+    assert others == pytest.approx((cosine(means[0], means[1]) + cosine(means[0], means[2])) / 2) and others < 0.999
+    assert [score["face found in photo"] for score in faces.FaceFound(found).score(judged)] == [1.0, 1.0, 0.0]
+
+
+# --- realism ---------------------------------------------------------------------------------------------------
+
+
+def test_realism_compares_features_of_the_two_libraries(clip_folder, dino_folder, tmp_path):
+    """And takes pictures in a folder of their own for one person's."""
+    import open_clip
+    from transformers import AutoImageProcessor, AutoModel
+
+    (clip_folder / "dinov2-base").symlink_to(dino_folder / "dinov2-base")
+    photos = tmp_path / "photographs"
+    for name in ("ann.png", "bob.jpg", "cy/1.png", "cy/2.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(len(name), (60, 40)).save(photos / name)
+    metrics = make_metrics("realism", {"folder": str(photos), "weights": str(clip_folder)}, CPU)
+    assert [metric.name for metric in metrics] == ["KID CLIP ViT-B/32", "KID DINOv2"]
+    assert all(metric.score(JUDGED) == [{}, {}, {}] and metric.weights[0] == photos for metric in metrics)
+    pictures = [item.picture for item in JUDGED]
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_folder / 'ViT-B-32'}")
+    processor = AutoImageProcessor.from_pretrained(dino_folder / "dinov2-base")
+    dinov2 = AutoModel.from_pretrained(dino_folder / "dinov2-base").eval()
+    with torch.inference_mode():
+        expected = [
+            model.eval().encode_image(torch.stack([preprocess(one) for one in pictures])),
+            dinov2(**processor(images=pictures, return_tensors="pt")).last_hidden_state[:, 0],
+        ]
+    for metric, right in zip(metrics, expected, strict=True):
+        (distance,) = metric.distances
+        assert {name: len(files) for name, files in distance.photos.items()} == {"ann": 1, "bob": 1, "cy": 2}
+        np.testing.assert_allclose(np.stack(distance.features(pictures)), right, atol=1e-5)
+        found = features_of_photos(distance, lambda done: None)
+        square = Image.open(photos / "cy/2.png").crop((10, 0, 50, 40))
+        assert found["cy"].shape == (2, right.shape[1])
+        np.testing.assert_allclose(found["cy"][1], distance.features([square])[0], atol=1e-6)
+    (photos / "bob.jpg").write_bytes(b"no picture")
+    with pytest.raises(UnavailableError, match=r"bob\.jpg"):
+        features_of_photos(distance, lambda done: None)
+    (photos / "bob.jpg").unlink()
+    with pytest.raises(ConfigError, match="of 2 people"):
+        make_metrics("realism", {"folder": str(photos)}, CPU)
 
 
 def test_without_deepface_it_is_said_what_to_install(monkeypatch):

@@ -181,7 +181,7 @@ def _run(
 
     with output.working(LIBRARIES):
         from profusion_cli.evaluation.runner import Run
-        from profusion_cli.evaluation.study.subjects import photo_of
+        from profusion_cli.evaluation.study.subjects import held_out_of, photo_of
         from profusion_cli.runtime.device import resolve_placement
         from profusion_cli.runtime.processes import launched
 
@@ -190,6 +190,8 @@ def _run(
     with launched(placement.device) as processes:
         run = Run(target, plan, limit, output, placement.device, keep_bundles, processes=processes)
         references = {subject.name: photo_of(subject, config, subject.context) for subject in run.everyone}
+        for subject in run.everyone:  # so that one that is damaged stops a run before it begins
+            held_out_of(subject, config)
         with run.open(go_on):
             cells = run.cells(methods)
             pictures, problems = run.make_and_report(cells, references)

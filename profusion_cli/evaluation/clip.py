@@ -56,13 +56,13 @@ def clip_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metri
 
 
 class Clip:
-    """One model, loaded on first use; args as of `clip_metrics`."""
+    """One model, loaded on first use; args as of `clip_metrics`, and the option that names the folder."""
 
-    def __init__(self, model: str, folder: str | None, device: torch.device) -> None:
+    def __init__(self, model: str, folder: str | None, device: torch.device, option: str = "folder") -> None:
         self.name, place = MODELS[model]
         if folder is not None:
             place = str(Path(local_path(folder), model).absolute())
-        self.source = Source(place, None, "", "the metric's option 'folder'")
+        self.source = Source(place, None, "", f"the metric's option '{option}'")
         self.model, self.device = model, device
 
     @cached_property

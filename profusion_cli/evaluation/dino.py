@@ -1,4 +1,5 @@
-"""Similarity to the photo for subjects that are no faces: cosine of DINO's features of two pictures.
+"""Similarity to the photo for subjects that are no faces: cosine of DINO's features of two pictures, or the mean of it
+over other photos of the subject where there are any.
 
 The feature is the class token after the last layer norm, of DINO (https://arxiv.org/abs/2104.14294) as in DreamBooth's
 metric (https://arxiv.org/abs/2208.12242), and of DINOv2 (https://arxiv.org/abs/2304.07193). Pictures are resized and
@@ -49,13 +50,13 @@ def dino_metrics(options: Mapping[str, Any], device: torch.device) -> list[Metri
 
 
 class Dino:
-    """One model, loaded on first use; args as of `dino_metrics`."""
+    """One model, loaded on first use; args as of `dino_metrics`, and the option that names the folder."""
 
-    def __init__(self, model: str, folder: str | None, device: torch.device) -> None:
+    def __init__(self, model: str, folder: str | None, device: torch.device, option: str = "folder") -> None:
         place = MODELS[model]
         if folder is not None:
             place = str(Path(local_path(folder), Path(place).name).absolute())
-        self.source = Source(place, None, "", "the metric's option 'folder'")
+        self.source = Source(place, None, "", f"the metric's option '{option}'")
         self.name, self.device = model, device
 
     @cached_property

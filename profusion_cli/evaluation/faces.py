@@ -2,8 +2,9 @@
 
 Seven models through deepface (https://github.com/serengil/deepface), with its own detection and alignment and on its
 PyTorch backend; and AdaFace, IR-101 (https://arxiv.org/abs/2204.00964, https://github.com/mk-minchul/AdaFace).
-Of several faces in a picture the largest counts. A picture in which no face is found is a failure: its similarity is 0,
-and a column says how many there are. Where the photo has no face, there is nothing to compare with.
+Where there are other photos of the subject, the mean over them counts in place of the photo. Of several faces in a
+picture the largest counts. A picture in which no face is found is a failure: its similarity is 0, and a column says how
+many there are. Where no photo has a face, there is nothing to compare with.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from profusion_cli.evaluation.metrics import (
     Remembered,
     Similarity,
     chosen_models,
+    compared_with,
     loading,
     text_option,
     unknown,
@@ -59,7 +61,7 @@ DETECTORS = {"opencv": "", "retinaface": "retinaface.pth", "yunet": "face_detect
 
 
 class FaceFound:
-    """Whether a detector found a face in the picture, and in the photo: 1.0 or 0.0.
+    """Whether a detector found a face in the picture, and in a photo that it is compared with: 1.0 or 0.0.
 
     Args:
         faces: of pictures; None where there is none.
@@ -70,7 +72,7 @@ class FaceFound:
     def __init__(
         self, faces: Remembered[Image.Image, np.ndarray | None], prefix: str = "", weights: Sequence[Path] = ()
     ) -> None:
-        self.faces, self.name, self.weights = faces, prefix + FOUND, weights
+        self.faces, self.name, self.distances, self.weights = faces, prefix + FOUND, (), weights
         self.columns = (prefix + FOUND, prefix + FOUND_IN_PHOTO)
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
@@ -79,8 +81,11 @@ class FaceFound:
         Raises:
             UnavailableError: the detector or its library cannot be had.
         """
-        pairs = zip(self.faces([p.picture for p in pictures]), self.faces([p.photo for p in pictures]), strict=True)
-        return [dict(zip(self.columns, (float(f is not None) for f in pair), strict=True)) for pair in pairs]
+        scores: list[dict[str, float | None]] = []
+        for face, item in zip(self.faces([item.picture for item in pictures]), pictures, strict=True):
+            found = face is not None, any(other is not None for other in self.faces(compared_with(item)))
+            scores.append(dict(zip(self.columns, map(float, found), strict=True)))
+        return scores
 
 
 def identity(
@@ -89,7 +94,7 @@ def identity(
     embed: Callable[[list[np.ndarray]], Iterable[np.ndarray]],
     weights: Sequence[Path] = (),
 ) -> Similarity:
-    """The metric that compares the embeddings, shape (width,), of the faces in picture and photo."""
+    """The metric that compares the embeddings, shape (width,), of the faces in picture and photos."""
 
     def features(pictures: list[Image.Image]) -> list[np.ndarray | None]:
         found = faces(pictures)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from profusion_cli.evaluation.metrics import Judged, Remembered, loading, text_option
+from profusion_cli.evaluation.metrics import Distance, Judged, Remembered, loading, text_option
 from profusion_cli.faceworld.judges import Judges
 from profusion_cli.faceworld.world import TRAITS, Context, named
 from profusion_cli.presets import local_path
@@ -27,6 +27,8 @@ class FaceWorldJudges:
     - `details`: of the traits that the person has, and that can be read in this style and context, the share that is
       read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for is
       no detail of the person.
+    - `KID`: the kernel distance of all pictures of a method from those other true ones, in the features of the judge of
+      attributes.
 
     Args:
         options: `folder` of the judges, by default the shipped ones.
@@ -43,6 +45,8 @@ class FaceWorldJudges:
         self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
         self.weights = (self.folder,)
         self._embeddings = Remembered(lambda images: self.judges.embeddings(images), batch_size=64)
+        features = Remembered(lambda images: self.judges.features(images).numpy(), batch_size=64)
+        self.distances = (Distance("KID", features),)
 
     @cached_property
     def judges(self) -> Judges:

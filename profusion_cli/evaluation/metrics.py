@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
+from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from profusion_cli.errors import ConfigError, UnavailableError
@@ -41,7 +43,8 @@ class Judged:
         photo: of the subject, that was tuned on, RGB.
         text: the prompt with the class word in place of S*.
         asks: what must be seen; may be empty.
-        others: other true pictures of the subject, RGB: of the face world, in the context that the prompt asks for.
+        others: other true pictures of the subject, RGB: of the face world, in the context that the prompt asks for; of
+            others, held-out photos; may be empty.
         traits: of a person of the face world, by name.
     """
 
@@ -53,15 +56,32 @@ class Judged:
     traits: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Distance:
+    """A column in which the pictures of a method are judged together: their kernel distance from true pictures.
+
+    Args:
+        column: its name.
+        features: of RGB pictures, each of shape (width,), by the network in whose features they are compared.
+        photos: files of true pictures by person, the same for all methods; empty: `others` of each picture judged.
+    """
+
+    column: str
+    features: Callable[[Sequence[Image.Image]], Sequence[np.ndarray]]
+    photos: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+
 class Metric(Protocol):
     """One model that judges.
 
-    `name` is unique among all metrics; `columns` are the names of its scores; `weights` are the files and folders of
-    this machine that the metric's options name, and that the scores depend on.
+    `name` is unique among all metrics; `columns` are the names of its scores, and `distances` the columns that judge
+    the pictures of a method together; `weights` are the files and folders of this machine that the metric's options
+    name, and that the scores depend on.
     """
 
     name: str
     columns: tuple[str, ...]
+    distances: tuple[Distance, ...]
     weights: Sequence[Path]
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
@@ -80,24 +100,36 @@ class MetricKind:
         factory: `module:attribute` in this package of what makes it: `(options, device)` to a metric, or to a list.
         options: names of its options.
         description: one line.
+        likeness: whether it compares with pictures of the subject: others than the photo where there are any.
     """
 
     factory: str
     options: tuple[str, ...]
     description: str
+    likeness: bool = False
 
 
 METRICS: dict[str, MetricKind] = {
     "clip": MetricKind(
         "clip:clip_metrics", ("folder", "models"), "image-prompt similarity by nine CLIP models (Table 1)"
     ),
-    "faces": MetricKind("faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)"),
-    "adaface": MetricKind("faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)"),
+    "faces": MetricKind(
+        "faces:face_metrics", ("detector", "folder", "models"), "identity by seven models (Table 2)", likeness=True
+    ),
+    "adaface": MetricKind(
+        "faces:adaface_metrics", ("detector", "weights"), "identity by AdaFace, IR-101 (Table 2)", likeness=True
+    ),
     "dino": MetricKind(
-        "dino:dino_metrics", ("folder", "models"), "similarity to the photo of what is no face, by DINO"
+        "dino:dino_metrics", ("folder", "models"), "similarity to photos of what is no face, by DINO", likeness=True
+    ),
+    "realism": MetricKind(
+        "realism:realism_metrics", ("folder", "models", "weights"), "kernel distance from a folder of photographs"
     ),
     "faceworld": MetricKind(
-        "faceworld:FaceWorldJudges", ("folder",), "adherence and identity by the face world's judges"
+        "faceworld:FaceWorldJudges",
+        ("folder",),
+        "adherence, identity and kernel distance by the face world's judges",
+        likeness=True,
     ),
 }
 DESCRIPTIONS = {name: kind.description for name, kind in METRICS.items()}
@@ -202,17 +234,25 @@ def _content(item: str | Image.Image) -> str | bytes:
     return item if isinstance(item, str) else sha256(repr(item.size).encode() + item.tobytes()).digest()
 
 
+def compared_with(item: Judged) -> Sequence[Image.Image]:
+    """The true pictures of the subject that likeness is measured by: others than the photo, where there are any."""
+    return item.others or (item.photo,)
+
+
 class Similarity:
-    """A metric: the cosine of a feature of the picture and one of its photo or text, in [-1, 1].
+    """A metric: the cosine of a feature of the picture and one of its text, or the mean cosine with those of the true
+    pictures of its subject, in [-1, 1].
 
     Args:
         name: of the metric and of its column.
         features: of pictures, each of shape (width,), or None where a picture has none.
         others: likewise, of what the pictures are compared to.
-        attribute: what that is: `photo` or `text` of `Judged`.
-        failure: the score of a picture that has no feature where the other has one.
+        attribute: what that is: `text` of `Judged`, or `photo` for what `compared_with` gives.
+        failure: the score of a picture that has no feature where one of the others has one.
         weights: files and folders of this machine that the options name.
     """
+
+    distances: tuple[Distance, ...] = ()
 
     def __init__(
         self,
@@ -227,18 +267,22 @@ class Similarity:
         self.features, self.others, self.attribute, self.failure = features, others, attribute, failure
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
-        """Of each picture; None where what it is compared to has no feature.
+        """Of each picture; None where nothing that it is compared to has a feature.
 
         Raises:
             UnavailableError: the model or its library cannot be had.
         """
         features = self.features([item.picture for item in pictures])
-        others = self.others([getattr(item, self.attribute) for item in pictures])
-        pairs = zip(features, others, strict=True)
-        return [{self.name: None if other is None else self._of(one, other)} for one, other in pairs]
+        compared = [compared_with(item) if self.attribute == "photo" else [item.text] for item in pictures]
+        found = iter(self.others([one for several in compared for one in several]))
+        scores: list[dict[str, float | None]] = []
+        for one, several in zip(features, compared, strict=True):
+            others = [other for other in islice(found, len(several)) if other is not None]
+            scores.append({self.name: self._of(one, others) if others else None})
+        return scores
 
-    def _of(self, one: np.ndarray | None, other: np.ndarray) -> float | None:
-        return self.failure if one is None else cosine(one, other)
+    def _of(self, one: np.ndarray | None, others: Sequence[np.ndarray]) -> float | None:
+        return self.failure if one is None else fmean(cosine(one, other) for other in others)
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -75,13 +75,17 @@ class Run:
         self.marks = Marks(study)
         self.bundles = Bundles(folder, study, self.marks, keep_bundles)
         self.maker = Maker(study, self.bundles, output, self.processes.share)
-        self.jury = Jury(study, metrics, self.marks, output, self.processes.share)
+        self.jury = Jury(folder, study, metrics, self.marks, output, self.processes.share)
         lonely = [method.name for method in study.methods if method.kind == TWO and len(self.everyone) < 2]
         if lonely:
             output.warn(f"There is one subject only, so that these methods are left out: {'; '.join(lonely)}.")
         for method in study.methods:
             self._check_pretraining(method)
-        check_columns(study, [column for metric, _ in metrics for column in metric.columns])
+        check_columns(
+            study,
+            [column for metric, _ in metrics for column in metric.columns],
+            [distance.column for metric, _ in metrics for distance in metric.distances],
+        )
 
     @contextmanager
     def open(self, go_on: bool) -> Iterator[None]:
@@ -161,7 +165,7 @@ class Run:
         cells = [cell for cell in self.cells(self.study.methods, everyone=True) if cell.made is not None]
         rows, record = self.results(cells), self._record(cells)
         write_json(self.folder / RESULTS, {**record, "pictures": rows})
-        problems = write_report(self.folder, self.study, rows, record, photos)
+        problems = write_report(self.folder, self.study, rows, record, photos, self.jury.sets(cells))
         return len(rows), [*problems, *faceless(rows)]
 
     def _do_share(self, cells: Sequence[Cell]) -> None:

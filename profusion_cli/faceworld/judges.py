@@ -112,6 +112,13 @@ class Judges:
         return [{name: CLASSES[name][indices[i]] for name, indices in best.items()} for i in range(len(images))]
 
     @torch.inference_mode()
+    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What the judge of attributes reads them from: its hidden layer, shape (pictures, 256), each scaled to a mean
+        square of 1, so that x . y / 256 of two is their cosine."""
+        x = F.silu(self.attribute.hidden(self.attribute.trunk(_pixels(images))))
+        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+    @torch.inference_mode()
     def embeddings(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Unit vectors of shape (pictures, 128); the identity similarity of two is their dot product."""
         return self.identity(_pixels(images))

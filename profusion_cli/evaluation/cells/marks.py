@@ -65,9 +65,15 @@ class Marks:
         return digest(known)
 
     def of_metric(self, metric: Metric, options: Mapping[str, Any]) -> str:
-        """A digest of all that scores depend on beside the pictures."""
+        """A digest of all that scores depend on beside the pictures, and what they are compared with."""
         own = {key: value for key, value in options.items() if key != "models"}
-        return digest([metric.name, metric.columns, own, [self._of_files(place) for place in metric.weights]])
+        columns = [*metric.columns, *(distance.column for distance in metric.distances)]
+        return digest([metric.name, columns, own, [self._of_files(place) for place in metric.weights]])
+
+    def of_held_out(self, subjects: Sequence[StudySubject]) -> list[Any]:
+        """Marks of the held-out photos that pictures are compared with; empty where there are none."""
+        photos = [[list(self._of_files(path).values()) for path in subject.held_out] for subject in subjects]
+        return photos if any(photos) else []
 
     def of_pretraining(self, method: Method) -> str:
         """A digest of what a method's own PromptNet depends on; pictures by their place alone."""

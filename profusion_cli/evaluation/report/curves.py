@@ -7,12 +7,16 @@ import math
 from collections.abc import Sequence
 
 from profusion_cli.errors import UnavailableError
-from profusion_cli.evaluation.report.tables import Row, methods_of, summarise
+from profusion_cli.evaluation.report.tables import NO_SETS, Row, SetsOf, methods_of, summarise
 from profusion_cli.evaluation.study.schema import Figure, Study
 
 
-def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
+def curve_svg(study: Study, output: Figure, rows: Sequence[Row], sets: SetsOf = NO_SETS) -> str:
     """A plot of two columns with their intervals, families of methods as lines.
+
+    Args:
+        study, output: see above.
+        rows, sets: see `summarise`.
 
     Raises:
         UnavailableError: matplotlib is not installed.
@@ -28,7 +32,7 @@ def curve_svg(study: Study, output: Figure, rows: Sequence[Row]) -> str:
     families = dict.fromkeys(method.family for method in methods_of(study, output))
     for number, family in enumerate(families):
         points = [
-            summarise(rows, method.name, (output.x, output.y))["scores"]
+            summarise(rows, method.name, (output.x, output.y), sets)["scores"]
             for method in methods_of(study, output)
             if method.family == family
         ]

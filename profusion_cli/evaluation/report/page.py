@@ -12,10 +12,12 @@ import yaml
 from PIL import Image
 
 from profusion_cli.errors import UnavailableError
+from profusion_cli.evaluation.metrics import METRICS
 from profusion_cli.evaluation.rendering import render
 from profusion_cli.evaluation.report.curves import curve_svg
 from profusion_cli.evaluation.report.sheets import sheet_of
-from profusion_cli.evaluation.report.tables import Row, table_of
+from profusion_cli.evaluation.report.tables import NO_SETS, Row, SetsOf, table_of
+from profusion_cli.evaluation.statistics import FEWEST
 from profusion_cli.evaluation.study.schema import Figure, Study
 from profusion_cli.files import atomic_output
 
@@ -57,6 +59,7 @@ def write_report(
     rows: Sequence[Row],
     record: Mapping[str, Any],
     photos: Mapping[str, Image.Image],
+    sets: SetsOf = NO_SETS,
 ) -> list[str]:
     """Write `tables.md` and `report.html`, and the sheets and plots beside them.
 
@@ -66,18 +69,19 @@ def write_report(
         rows: of `Run.results`.
         record: what is told of the run beside: versions, hashes, failures.
         photos: of the subjects, by name, in the study's order.
+        sets: of `Jury.sets`.
 
     Returns:
         What could not be made, in sentences.
     """
     outputs = study.outputs or {"all": Figure("All methods")}
-    sections = [_section(folder, study, key, output, rows, photos) for key, output in outputs.items()]
+    sections = [_section(folder, study, key, output, rows, photos, sets) for key, output in outputs.items()]
     values = {
         "study": study,
         "warnings": [f"Not judged: {key}: {why}" for key, why in record["missing"].items()]
         + [f"Failed: {item['method']}, {item['subject']}: {item['error']}" for item in record["failed"]],
         "sections": sections,
-        "note": _note(study, rows),
+        "note": _note(study, rows, sets),
         "details": yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=120),
     }
     for name in ("tables.md", "report.html"):
@@ -87,16 +91,22 @@ def write_report(
 
 
 def _section(
-    folder: Path, study: Study, key: str, output: Figure, rows: Sequence[Row], photos: Mapping[str, Image.Image]
+    folder: Path,
+    study: Study,
+    key: str,
+    output: Figure,
+    rows: Sequence[Row],
+    photos: Mapping[str, Image.Image],
+    sets: SetsOf,
 ) -> Section:
     """What there is of an output by now; its picture is written."""
     section = Section(key, output.title)
     if output.kind == "sheet":
         return _with_sheet(section, folder, sheet_of(study, output, rows, folder, photos))
     if output.kind == "curve":
-        section = _with_plot(section, folder, study, output, rows)
+        section = _with_plot(section, folder, study, output, rows, sets)
         output = output if output.columns else Figure(output.title, "table", output.methods, (output.x, output.y))
-    head, body = table_of(study, output, rows)
+    head, body = table_of(study, output, rows, sets)
     return replace(section, head=head, body=body)
 
 
@@ -110,9 +120,11 @@ def _with_sheet(section: Section, folder: Path, made: tuple[Image.Image, list[st
     return replace(section, picture=name, png=png, caption=" | ".join(prompts))
 
 
-def _with_plot(section: Section, folder: Path, study: Study, output: Figure, rows: Sequence[Row]) -> Section:
+def _with_plot(
+    section: Section, folder: Path, study: Study, output: Figure, rows: Sequence[Row], sets: SetsOf
+) -> Section:
     try:
-        svg = curve_svg(study, output, rows)
+        svg = curve_svg(study, output, rows, sets)
     except UnavailableError as error:
         return replace(section, problem=f"{error.message} {error.hint}")
     name = f"{section.key}.svg"
@@ -121,10 +133,22 @@ def _with_plot(section: Section, folder: Path, study: Study, output: Figure, row
     return replace(section, picture=name, svg=svg)
 
 
-def _note(study: Study, rows: Sequence[Row]) -> str:
-    """What intervals are of."""
+def _note(study: Study, rows: Sequence[Row], sets: SetsOf) -> str:
+    """What intervals are of, and what pictures are compared with where that says less than it seems to."""
     note = "Means over subjects, with 95 % bootstrap intervals over subjects."
     people = [{row["subject"] for row in rows if row["method"] == method.name} for method in study.methods]
     if any(0 < len(names) < FEW for names in people):
         note += f" Intervals over fewer than {FEW} subjects are too narrow."
+    if compared := [column for column, of_method in sets.items() if of_method]:
+        note += (
+            f" {', '.join(compared)}: the kernel distance of all pictures of the prompts together from true ones, 0 in "
+            f"expectation for these, with 95 % jackknife intervals over subjects, of whom it wants {FEWEST} or more."
+        )
+    tuned_on = [photo.name or Path(photo.file).stem for photo in study.subjects.photos if not photo.held_out]
+    if tuned_on and any(METRICS[name].likeness for name in study.metrics):
+        who = "" if len(tuned_on) == len(study.subjects.photos) else f" of {', '.join(tuned_on)}"
+        note += (
+            f" Identity{who} is measured against the tuned photo itself, so that copying it scores highest: the study "
+            "names no held-out photos."
+        )
     return note

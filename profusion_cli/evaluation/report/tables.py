@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 from profusion_cli.evaluation.metrics import FOUND, FOUND_IN_PHOTO, RECONSTRUCTION, SECOND
-from profusion_cli.evaluation.statistics import Interval, bootstrap
+from profusion_cli.evaluation.statistics import UNKNOWN, Interval, Sets, bootstrap, kernel_difference, kernel_distance
 from profusion_cli.evaluation.study.schema import Figure, Method, Study
 
 Row = Mapping[str, Any]
 """A picture with its scores, of `Run.results`."""
+SetsOf = Mapping[str, Mapping[str, Sets]]
+"""What distances are computed from, by column and by method, of `Jury.sets`."""
+NO_SETS: SetsOf = MappingProxyType({})
+DIGITS = 3
+"""Behind the point of a score; a distance, which is small, has one more."""
 
 
 def values_of(rows: Sequence[Row], method: str, column: str) -> dict[str, list[float]]:
@@ -37,24 +43,44 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return list(found)
 
 
-def summarise(rows: Sequence[Row], method: str, columns: Sequence[str]) -> dict[str, Any]:
-    """Number of subjects and of pictures (of the prompts), and each column with its interval over subjects."""
+def summarise(rows: Sequence[Row], method: str, columns: Sequence[str], sets: SetsOf = NO_SETS) -> dict[str, Any]:
+    """Number of subjects and of pictures (of the prompts), and each column with its interval over subjects.
+
+    Args:
+        rows: of pictures, of any methods.
+        method: the one that is told of.
+        columns: of scores of single pictures, which `rows` hold, or of distances, which `sets` hold.
+        sets: of all methods.
+    """
     mine = [row for row in rows if row["method"] == method]
     return {
         "method": method,
         "subjects": len({row["subject"] for row in mine}),
         "pictures": sum(not row["reconstruction"] for row in mine),
         "reconstructions": sum(row["reconstruction"] for row in mine),
-        "scores": {column: bootstrap(values_of(mine, method, column)) for column in columns},
+        "scores": {
+            column: _distance(sets[column], method) if column in sets else bootstrap(values_of(mine, method, column))
+            for column in columns
+        },
     }
 
 
-def shown(interval: Interval) -> str:
-    """A mean and its interval, or nothing where there was nothing to judge."""
-    mean, low, high = interval
-    if math.isnan(mean):
+def _distance(of_method: Mapping[str, Sets], method: str) -> Interval:
+    return kernel_distance(*of_method[method]) if method in of_method else UNKNOWN
+
+
+def shown(interval: Interval, digits: int = DIGITS, sign: str = "") -> str:
+    """A mean and its interval, or nothing where there was nothing to judge.
+
+    Args:
+        interval: see above.
+        digits: behind the point.
+        sign: `+` for a difference.
+    """
+    mean, *ends = (f"{value:{sign}.{digits}f}" for value in interval)
+    if math.isnan(interval.mean):
         return ""
-    return f"{mean:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+    return mean + ("" if math.isnan(interval.low) else f" [{', '.join(ends)}]")
 
 
 def methods_of(study: Study, output: Figure) -> list[Method]:
@@ -64,39 +90,45 @@ def methods_of(study: Study, output: Figure) -> list[Method]:
     return list(chosen.values())
 
 
-def table_of(study: Study, output: Figure, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of a table; methods without a picture stand in it too."""
+def table_of(
+    study: Study, output: Figure, rows: Sequence[Row], sets: SetsOf = NO_SETS
+) -> tuple[list[str], list[list[str]]]:
+    """Head and body of a table; methods without a picture stand in it too.
+
+    Args:
+        study, output: see above.
+        rows, sets: see `summarise`.
+    """
     methods = methods_of(study, output)
     names = {method.name for method in methods}
-    columns = list(output.columns) or columns_of([row for row in rows if row["method"] in names])
+    columns = list(output.columns) or [
+        *columns_of([row for row in rows if row["method"] in names]),
+        *(column for column, of_method in sets.items() if names & of_method.keys()),
+    ]
     head, body = ["method", "subjects", "pictures"], []
     for column in columns:
         head += [column, f"less that of {output.against}"] if output.against else [column]
     for method in methods:
-        summary = summarise(rows, method.name, columns)
+        summary = summarise(rows, method.name, columns, sets)
         line = [method.name, str(summary["subjects"]), str(summary["pictures"])]
         for column in columns:
-            line.append(shown(summary["scores"][column]))
+            digits = DIGITS + (column in sets)
+            line.append(shown(summary["scores"][column], digits))
             if output.against == method.name:
                 line.append("")
             elif output.against:
-                line.append(signed(difference(rows, method.name, output.against, column)))
+                line.append(shown(difference(rows, method.name, output.against, column, sets), digits, "+"))
         body.append(line)
     return head, body
 
 
-def difference(rows: Sequence[Row], method: str, other: str, column: str) -> Interval:
+def difference(rows: Sequence[Row], method: str, other: str, column: str, sets: SetsOf = NO_SETS) -> Interval:
     """How much more one method scores than another, subject by subject, over the subjects that both have."""
+    if column in sets:
+        both = [sets[column].get(name) for name in (method, other)]
+        return kernel_difference(*both) if all(both) else UNKNOWN
     one, two = (values_of(rows, name, column) for name in (method, other))
     return bootstrap({subject: [mean(one[subject]) - mean(two[subject])] for subject in one if subject in two})
-
-
-def signed(interval: Interval) -> str:
-    """A difference and its interval, or nothing where there was nothing to compare."""
-    value, low, high = interval
-    if math.isnan(value):
-        return ""
-    return f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def faceless(rows: Sequence[Row]) -> list[str]:

@@ -33,16 +33,29 @@ def check_study(study: Study) -> None:
         _check_output(study, key, output)
 
 
-def check_columns(study: Study, columns: Sequence[str]) -> None:
+def check_columns(study: Study, columns: Sequence[str], distances: Sequence[str]) -> None:
     """Whether tables and plots name columns that metrics have.
+
+    Args:
+        study: see above.
+        columns: of scores of single pictures.
+        distances: columns that judge the pictures of a method together.
 
     Raises:
         ConfigError: one that is not among them.
     """
     for key, output in study.outputs.items():
         for wanted in filter(None, (*output.columns, output.x, output.y)):
-            if wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND) not in columns:
-                raise ConfigError(f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, columns))
+            column = wanted.removeprefix(RECONSTRUCTION).removeprefix(SECOND)
+            if column in distances and column != wanted:
+                raise ConfigError(
+                    f"outputs.{key}: there is no '{wanted}': a distance is of all pictures of the prompts.",
+                    f"Name '{column}'.",
+                )
+            if column not in (*columns, *distances):
+                raise ConfigError(
+                    f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, [*columns, *distances])
+                )
 
 
 def _check_prompts(study: Study) -> None:

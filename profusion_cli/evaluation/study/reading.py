@@ -22,6 +22,7 @@ from profusion_cli.evaluation.study.schema import (
     Figure,
     Method,
     PairsPlan,
+    PhotoSubject,
     Study,
     StudyPrompt,
     Subjects,
@@ -45,7 +46,8 @@ def read_study(name: str, photos: Sequence[str] = (), pretrain_on: str | None = 
 
     Args:
         name: see above.
-        photos: files, or folders of them, in place of the study's subjects; a file's name is that of its subject.
+        photos: files, or folders of them, in place of the study's subjects; a file's name is that of its subject, whose
+            held-out photos are those in a folder of this name, without ending, beside it in its folder.
         pretrain_on: what PromptNets are pre-trained on, in place of what the study says; None: that.
 
     Raises:
@@ -81,19 +83,39 @@ class _Source:
     pairs: PairsPlan | None = None
 
 
-def _photos_in(places: Sequence[str]) -> list[dict[str, str]]:
-    """Photos, or those of folders, as entries of a study.
+def _photos_in(places: Sequence[str]) -> list[dict[str, Any]]:
+    """Photos, or those of folders, as entries of a study; a folder's photos with those that are held out.
 
     Raises:
         InputError: a place without photos.
     """
-    files: list[Path] = []
+    entries: list[dict[str, Any]] = []
     for place in map(Path, places):
-        found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
-        if not found or not found[0].is_file():
-            raise InputError(f"'{place}' holds no photos.", f"Give pictures, or a folder of {', '.join(SUFFIXES)}.")
-        files += found
-    return [{"file": os.path.abspath(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()} for file in files]
+        found = _pictures_of(place) if place.is_dir() else [place]
+        if not found[0].is_file():
+            raise _no_photos(place)
+        for file in found:
+            entries.append({"file": os.path.abspath(file), "description": re.sub(r"[\W_]+", " ", file.stem).strip()})
+            beside = file.with_suffix("")
+            if place.is_dir() and beside.is_dir():
+                entries[-1]["held_out"] = [os.path.abspath(other) for other in _pictures_of(beside)]
+    return entries
+
+
+def _pictures_of(folder: Path) -> list[Path]:
+    """The photos in a folder, by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise _no_photos(folder)
+    return found
+
+
+def _no_photos(place: Path) -> InputError:
+    return InputError(f"'{place}' holds no photos.", f"Give pictures, or a folder of {', '.join(SUFFIXES)}.")
 
 
 def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
@@ -119,11 +141,18 @@ def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
         counts = replace(counts, prompts=len(prompts))
     preset = given.preset if given.preset in shipped_presets() else _absolute(folder, given.preset)
     pretrain_on = _pretrain_on(folder, given.pretrain_on)
-    photos = tuple(replace(photo, file=_absolute(folder, photo.file)) for photo in given.subjects.photos)
+    photos = tuple(
+        replace(
+            photo,
+            file=_absolute(folder, photo.file),
+            held_out=tuple(_absolute(folder, other) for other in photo.held_out),
+        )
+        for photo in given.subjects.photos
+    )
     shared = merge({"finetune": {"method": method_of(read_preset(preset))}}, nested(given.settings))
     own: dict[str, Any] = {"preset": preset}
     own |= {"pretrain_on": pretrain_on} if pretrain_on is not None else {}
-    own |= {"subjects": {"photos": [vars(photo) for photo in photos]}} if photos else {}
+    own |= {"subjects": {"photos": [_entry(photo) for photo in photos]}} if photos else {}
     study = Study(
         name=name,
         description=given.description,
@@ -141,6 +170,12 @@ def build_study(source: Mapping[str, Any], name: str, folder: Path) -> Study:
     )
     check_study(study)
     return study
+
+
+def _entry(photo: PhotoSubject) -> dict[str, Any]:
+    """A subject as a study says it; one without held-out photos as it has always been said."""
+    told = vars(photo) | {"held_out": list(photo.held_out)}
+    return told if photo.held_out else {key: value for key, value in told.items() if key != "held_out"}
 
 
 def _absolute(folder: Path, path: str) -> str:

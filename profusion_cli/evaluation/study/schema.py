@@ -20,12 +20,14 @@ SUBJECT, TWO, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "two", "base", "descr
 
 @dataclass(frozen=True)
 class PhotoSubject:
-    """One subject: a file, what it is called, what it is, and in what words the base model could be asked for it."""
+    """One subject: a file, what it is called, what it is, in what words the base model could be asked for it, and
+    further photos, which nothing is tuned on and pictures are compared with."""
 
     file: str
     name: str = ""
     class_word: str | None = None
     description: str = ""
+    held_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class StudySubject:
         class_word: what it is; None: the preset's.
         description: in what words the base model can be asked for it.
         file: of its photo; None: drawn.
+        held_out: files of further photos, which nothing is tuned on and pictures are compared with.
         seed: of a person of the face world.
         context: attributes of the photo that the face world draws.
     """
@@ -41,6 +42,7 @@ class StudySubject:
     class_word: str | None = None
     description: str = ""
     file: Path | None = None
+    held_out: tuple[Path, ...] = ()
     seed: int = 0
     context: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,7 +88,13 @@ def subjects_of(study: Study) -> list[StudySubject]:
     if not study.subjects.photos:
         raise ConfigError(f"The study '{study.name}' names no subjects.", "Give photos with --photos FILE|FOLDER.")
     found = [
-        StudySubject(photo.name or Path(photo.file).stem, photo.class_word, photo.description, Path(photo.file))
+        StudySubject(
+            photo.name or Path(photo.file).stem,
+            photo.class_word,
+            photo.description,
+            Path(photo.file),
+            tuple(map(Path, photo.held_out)),
+        )
         for photo in study.subjects.photos
     ]
     described = [method.name for method in study.methods if method.kind == DESCRIBED]
@@ -96,8 +104,13 @@ def subjects_of(study: Study) -> list[StudySubject]:
                 f"'{subject.name}' has no description, which the method '{described[0]}' needs.",
                 "Add `description`: a name that the base model knows, or what the subject looks like.",
             )
-        if not subject.file.is_file():
-            raise ConfigError(f"There is no photo '{subject.file}'.", "Names are relative to the study's file.")
+        for file in (subject.file, *subject.held_out):
+            if not file.is_file():
+                raise ConfigError(f"There is no photo '{file}'.", "Names are relative to the study's file.")
+        if subject.file in subject.held_out:
+            raise ConfigError(
+                f"'{subject.file}' is held out, and is what the subject is tuned on.", "Leave it out of `held_out`."
+            )
         if [other.name for other in found].count(subject.name) > 1:
             raise ConfigError(f"Two subjects are called '{subject.name}'.", "Give each a `name`.")
     return found
@@ -148,5 +161,13 @@ def photo_of(subject: StudySubject, config: Config, context: Mapping[str, str]) 
     """The photo that is tuned on, in its context if the face world draws it, as a square of the model's resolution."""
     if subject.file is None:
         return reference_photo(subject.seed, config.base.resolution, **context)
-    photo = decode_photo(read_source(str(subject.file)), str(subject.file))
-    return crop_square(photo.image, config.base.resolution)
+    return _square(subject.file, config)
+
+
+def held_out_of(subject: StudySubject, config: Config) -> list[Image.Image]:
+    """The held-out photos that pictures are compared with, as squares of the model's resolution."""
+    return [_square(file, config) for file in subject.held_out]
+
+
+def _square(file: Path, config: Config) -> Image.Image:
+    return crop_square(decode_photo(read_source(str(file)), str(file)).image, config.base.resolution)
