@@ -54,7 +54,7 @@ def test_people_differ_more_than_pictures_of_one_person_do() -> None:
     [(name, value) for name, values in world.ATTRIBUTES.items() for value in values[1:]],
 )
 def test_every_attribute_of_the_context_is_drawn(name: str, value: str) -> None:
-    assert difference(face(3), face(3, **{name: value})) > 2
+    assert difference(face(3), face(3, **{name: value})) > 3
 
 
 @pytest.mark.parametrize("style", world.STYLES)
@@ -80,8 +80,8 @@ def test_the_mask_of_a_head_holds_the_head_and_nothing_of_what_lies_around(pose:
 
 def test_most_holes_leave_the_head_whole() -> None:
     numbers = torch.arange(60)
-    holes = random_holes(numbers.tolist(), 128, random.Random(0))[:, 0].numpy()
-    heads = np.stack([data.head_of(number, side=128) for number in range(60)])
+    holes = random_holes(numbers, 64, random.Random(0))[:, 0].numpy()
+    heads = np.stack([data.head_of(number) for number in range(60)])
     whole = sum(np.array_equal(hole == 0, head) for hole, head in zip(holes, heads, strict=True))
     assert 24 <= whole <= 48
 
@@ -127,10 +127,10 @@ def test_a_caption_names_what_is_not_everyday() -> None:
         assert re.search("snow|winter", text) and re.search("crown|king", text)
 
 
-def test_the_preset_lists_words_of_the_vocabulary() -> None:
+def test_the_preset_lists_the_vocabulary() -> None:
     from profusion_cli.presets import read_preset
 
-    assert set(read_preset("faceworld")["base"]["words"]) <= set(vocabulary())
+    assert read_preset("faceworld")["base"]["words"] == vocabulary()
 
 
 def test_the_reduced_tokenizer_cuts_its_words_as_the_whole_one_does(tmp_path: Path) -> None:
@@ -189,31 +189,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_ordinary_commands_run_on_what_build_makes(built: Path, tmp_path: Path) -> None:
     photo = tmp_path / "face.png"
-    size = ("--size", "128")
-    assert CliRunner().invoke(app, ["draw", "3", "-o", str(photo), *size]).exit_code == 0
-    assert Image.open(photo).size == (128, 128)
+    assert CliRunner().invoke(app, ["draw", "3", "-o", str(photo)]).exit_code == 0
+    assert Image.open(photo).size == (64, 64)
     again = CliRunner().invoke(app, ["draw", "4", "-o", str(photo)])
     assert again.exit_code == 9 and "exists" in again.output
-    assert CliRunner().invoke(app, ["draw", "3", "-o", "-", *size]).stdout_bytes == photo.read_bytes()
+    assert CliRunner().invoke(app, ["draw", "3", "-o", "-"]).stdout_bytes == photo.read_bytes()
     model = f"augment.model.id={built}"
     preset = ("--preset", "faceworld", "--base-model", built)
     ok(
-        *(
-            "finetune",
-            photo,
-            "-o",
-            tmp_path / "me.pfz",
-            *preset,
-            "--set",
-            "base.resolution=128",
-            "--promptnet",
-            built / "promptnet.pfz",
-        ),
+        *("finetune", photo, "-o", tmp_path / "me.pfz", *preset, "--promptnet", built / "promptnet.pfz"),
         *("--steps", 1, "--views", 2, "--set", model, "--set", "augment.steps=2"),
     )
     result = ok("sample", tmp_path / "me.pfz", "S* as a zebra", "-o", tmp_path / "out.png", "--steps", 10)
     assert "never taught 'zebra'" in result.stderr
-    assert Image.open(tmp_path / "out.png").size == (128, 128)
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:

@@ -27,6 +27,7 @@ class FaceWorldJudges:
     - `details`: of the traits that the person has, and that can be read in this style and context, the share that is
       read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for is
       no detail of the person.
+    - `structure`: how likely the picture shows one well-formed head of the right size on its shoulders, in [0, 1].
     - `KID`: the kernel distance of all pictures of a method from those other true ones, in the features of the judge of
       attributes.
 
@@ -39,7 +40,7 @@ class FaceWorldJudges:
     """
 
     name = "faceworld"
-    columns = ("adherence", "identity", "copying", "details", *(DETAIL + trait for trait in TRAITS))
+    columns = ("adherence", "identity", "copying", "structure", "details", *(DETAIL + trait for trait in TRAITS))
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
@@ -62,10 +63,11 @@ class FaceWorldJudges:
         Raises:
             UnavailableError: the judges are not there, or damaged.
         """
-        seen = self.judges.attributes([item.picture for item in pictures])
+        images = [item.picture for item in pictures]
+        judged = zip(self.judges.attributes(images), self.judges.structure(images), pictures, strict=True)
         return [
-            {**_adherence(found, item), **self._identity(item), **self._details(found, item)}
-            for found, item in zip(seen, pictures, strict=True)
+            {**_adherence(seen, item), **self._identity(item), "structure": structure, **self._details(seen, item)}
+            for seen, structure, item in judged
         ]
 
     def _identity(self, item: Judged) -> dict[str, float | None]:

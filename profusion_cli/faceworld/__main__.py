@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from profusion_cli.files import STDIO, atomic_output, check_target
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "readable", "promptnet")
+STAGES = ("clip", "vae", "unet", "inpaint", "attributes", "identities", "structure", "readable", "promptnet")
 
 
 def _check_split(value: str) -> str:
@@ -45,21 +44,14 @@ def draw(
     clothes: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['clothes'])}.")] = "shirt",
     headwear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['headwear'])}.")] = "none",
     framing: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['framing'])}.")] = "portrait",
-    eyewear: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['eyewear'])}.")] = "none",
-    held: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['held'])}.")] = "none",
-    company: Annotated[str, typer.Option(help=f"{', '.join(ATTRIBUTES['company'])}.")] = "alone",
-    size: Annotated[
-        int | None, typer.Option(min=16, max=1024, help="Side in pixels (that of the embedded model).")
-    ] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels.")] = 64,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Draw a face with the renderer: no model is asked."""
     from profusion_cli.faceworld.drawing.face import draw_face
     from profusion_cli.faceworld.drawing.pose import random_pose
-    from profusion_cli.presets import read_preset
 
-    side = size or read_preset("faceworld")["base"]["resolution"]
-    context = Context(style, place, clothes, headwear, framing, eyewear, held, company)
+    context = Context(style, place, clothes, headwear, framing)
     for name, value in context.attributes().items():
         if value not in ATTRIBUTES[name]:
             raise typer.BadParameter(f"'{value}' is none of {', '.join(ATTRIBUTES[name])}.", param_hint=f"--{name}")
@@ -69,7 +61,7 @@ def draw(
     pose = random_pose(random.Random(f"draw {person}"))
     check_target(target, force)
     with atomic_output(target, force) as file:
-        draw_face(identity(person), context, pose, side).save(file, "PNG")
+        draw_face(identity(person), context, pose, size).save(file, "PNG")
     if target != STDIO:
         Output().line(target)
 
@@ -82,15 +74,6 @@ def build(
     ] = None,
     scale: Annotated[str, typer.Option(help="full, or smoke to see every stage run in a minute.")] = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    first: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="DIR",
-            help="A built model of half the side, whose networks these begin from.",
-            callback=_check_model,
-        ),
-    ] = None,
     only: Annotated[str, typer.Option(help=f"Stages, with commas: {','.join(STAGES)}.")] = ",".join(STAGES),
 ) -> None:
     """Train the whole model from seeds. A stage that is done is passed over; one that was cut off goes on."""
@@ -110,7 +93,7 @@ def build(
     target.mkdir(parents=True, exist_ok=True)
     where = resolve_placement(device, "auto", training=True).device
     with quiet_libraries():
-        shop = Workshop(work, target, SCALES[scale], where, Output().note, first)
+        shop = Workshop(work, target, SCALES[scale], where, Output().note)
         for name in wanted:
             run_stage(shop, name)
     Output().line(str(target))
@@ -126,8 +109,7 @@ def judge(
     from profusion_cli.faceworld.judges import Judges
     from profusion_cli.faceworld.measure import check_judges
 
-    side = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split, side))
+    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 
 from profusion_cli.faceworld.world import Context, Identity
 
@@ -39,17 +38,6 @@ HEADWEAR = {
     "crown": ("wearing a crown", "with a crown", "with a golden crown", "as a king"),
     "headphones": ("wearing headphones", "with headphones", "with red headphones", "listening to music"),
 }
-EYEWEAR = {
-    "sunglasses": ("wearing sunglasses", "in sunglasses", "with sunglasses", "wearing dark sunglasses"),
-}
-HELD = {
-    "umbrella": ("holding an umbrella", "with an umbrella", "under an umbrella", "holding a purple umbrella"),
-    "cup": ("holding a cup", "with a cup of coffee", "drinking coffee", "holding a cup of coffee"),
-    "book": ("holding a book", "with a book", "reading a book", "holding an open book"),
-}
-COMPANY = {
-    "somebody": ("and a friend", "next to somebody", "with a friend", "and another person", "next to a friend"),
-}
 FRAMINGS = {
     "close-up": ("a close-up of", "a close-up picture of"),
     "half-length": ("a half-length picture of", "a half-length portrait of"),
@@ -57,10 +45,9 @@ FRAMINGS = {
 PEOPLE = ("a person", "a person", "a person", "a person", "someone", "somebody")
 
 
-def trait_phrases(who: Identity, rng: random.Random, hidden: Sequence[str] = ()) -> list[str]:
-    """What could be said of a face, one phrase each; not of eyes and glasses that are hidden."""
-    phrases = [f"with {who.skin} skin", f"with a {who.face_shape} face"]
-    phrases += [f"with {who.eye_colour} eyes"] if "eye colour" not in hidden else []
+def trait_phrases(who: Identity, rng: random.Random) -> list[str]:
+    """What could be said of a face, one phrase each."""
+    phrases = [f"with {who.skin} skin", f"with a {who.face_shape} face", f"with {who.eye_colour} eyes"]
     if who.hair_style == "bald":
         phrases += ["with a bald head", "who is bald"]
     else:
@@ -78,7 +65,7 @@ def trait_phrases(who: Identity, rng: random.Random, hidden: Sequence[str] = ())
     phrases.append(f"with {'big' if who.ears > 1 else 'small'} ears")
     if who.beard != "none":
         phrases += [f"with a {who.beard}"] * 2
-    if who.glasses != "none" and "glasses" not in hidden:
+    if who.glasses != "none":
         phrases += ["with glasses", f"wearing {who.glasses} {who.glasses_colour} glasses"]
     if who.freckles:
         phrases += ["with freckles"] * 2
@@ -107,14 +94,11 @@ def caption(who: Identity, context: Context, rng: random.Random, traits: int) ->
         rng: chooses words and their order.
         traits: how many traits of the person are named.
     """
-    person = " ".join([rng.choice(PEOPLE), *_listed(trait_phrases(who, rng, context.hidden())[:traits])])
+    person = " ".join([rng.choice(PEOPLE), *_listed(trait_phrases(who, rng)[:traits])])
     parts = [rng.choice(PLACES[context.place])] if context.place != "plain" or rng.random() < 0.1 else []
     parts += [rng.choice(CLOTHES[context.clothes])] if context.clothes != "shirt" else []
     parts += [rng.choice(HEADWEAR[context.headwear])] if context.headwear != "none" else []
-    parts += [rng.choice(EYEWEAR[context.eyewear])] if context.eyewear != "none" else []
-    parts += [rng.choice(HELD[context.held])] if context.held != "none" else []
     rng.shuffle(parts)
-    parts = [rng.choice(COMPANY[context.company]), *parts] if context.company != "alone" else parts
     prefix = rng.choice(PREFIXES["photo"]) if rng.random() < 0.7 else ""
     if context.style != "photo":
         if rng.random() < 0.4 and context.framing == "portrait":
@@ -145,7 +129,7 @@ def vocabulary() -> list[str]:
         "beard moustache goatee",
     ]
     texts += ["skin", "face", "eyes", "nose", "glasses", "freckles", "head", "big small", *PEOPLE]
-    for table in (PREFIXES, SUFFIXES, PLACES, CLOTHES, HEADWEAR, EYEWEAR, HELD, COMPANY, FRAMINGS):
+    for table in (PREFIXES, SUFFIXES, PLACES, CLOTHES, HEADWEAR, FRAMINGS):
         for phrases in table.values():
             texts += phrases
     names = (world.SKINS, world.FACE_SHAPES, world.HAIR_COLOURS, world.EYE_COLOURS, world.GLASSES_COLOURS)

@@ -1,11 +1,12 @@
-"""The pictures that the networks of the face world learn from, drawn as they are needed."""
+"""The pictures that the networks of the face world learn from, drawn once into one array."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 from profusion_cli.faceworld.drawing.face import draw_face, head_mask
 from profusion_cli.faceworld.drawing.pose import Pose, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
+from profusion_cli.files import atomic_output
 
 PER_IDENTITY = 4
+CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -37,28 +40,47 @@ def example(number: int, split: str = "train") -> Example:
 def draw_example(number: int, split: str = "train", side: int = 64) -> np.ndarray:
     """Picture `number` as uint8 of shape (side, side, 3)."""
     shown = example(number, split)
-    return np.asarray(draw_face(shown.who, shown.context, _pose(number, split), side))
+    return np.asarray(draw_face(shown.who, shown.context, pose_of(number, split), side))
 
 
 def head_of(number: int, split: str = "train", side: int = 64) -> np.ndarray:
     """Where the head is on picture `number`, boolean, shape (side, side)."""
     shown = example(number, split)
-    return head_mask(shown.who, shown.context, _pose(number, split), side)
+    return head_mask(shown.who, shown.context, pose_of(number, split), side)
 
 
-def _pose(number: int, split: str) -> Pose:
+def pose_of(number: int, split: str = "train") -> Pose:
+    """How the person stands on picture `number`, and in which light."""
     return random_pose(random.Random(f"pose {split} {number}"))
 
 
+def _draw_chunk(job: tuple[int, int, int]) -> np.ndarray:
+    start, stop, side = job
+    return np.stack([draw_example(number, side=side) for number in range(start, stop)])
+
+
+def pictures(work: Path, count: int, side: int, say: Callable[[str], None]) -> np.ndarray:
+    """The first `count` training pictures, drawn at the first call, uint8 of shape (count, side, side, 3)."""
+    path = work / "train.npy"
+    if not path.exists():
+        jobs = [(start, min(start + CHUNK, count), side) for start in range(0, count, CHUNK)]
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            drawn = np.concatenate(list(pool.map(_draw_chunk, jobs)))
+        with atomic_output(path) as file:
+            np.save(file, drawn)
+        say(f"Drew {count} pictures.")
+    return np.load(path, mmap_mode="r")
+
+
 class Stream(torch.utils.data.Dataset):
-    """The training pictures of a stage: those of each step are drawn as they are needed, and none is shown twice.
+    """The training pictures of a judge: those of each step are drawn as they are needed, and none is shown twice.
 
     An item is the pictures of one step, uint8 of shape (pictures, side, side, 3); `numbers` says which they are.
 
     Args:
         pictures: in each step.
         side: of the pictures in pixels.
-        each: how many pictures of each person, side by side.
+        each: how many pictures of each person, side by side; 1 to `PER_IDENTITY`.
     """
 
     def __init__(self, pictures: int, side: int, each: int = 1) -> None:
@@ -67,7 +89,7 @@ class Stream(torch.utils.data.Dataset):
     def numbers(self, step: int) -> list[int]:
         """The numbers of the pictures of this step."""
         people = range(step * self.pictures // self.each, (step + 1) * self.pictures // self.each)
-        return [person % len(SPLITS["train"]) * PER_IDENTITY + of for person in people for of in range(self.each)]
+        return [person * PER_IDENTITY + of for person in people for of in range(self.each)]
 
     def __getitem__(self, step: int) -> np.ndarray:
         return np.stack([draw_example(number, side=self.side) for number in self.numbers(step)])
@@ -79,6 +101,11 @@ class Stream(torch.utils.data.Dataset):
             self, batch_size=None, sampler=range(start, stop), num_workers=workers, prefetch_factor=8
         )
         return iter(loader)
+
+
+def pixels(array: np.ndarray, numbers: torch.Tensor) -> torch.Tensor:
+    """Chosen pictures as float32 of shape (B, 3, side, side), in [0, 1]."""
+    return to_pixels(torch.from_numpy(array[numbers.numpy()]))
 
 
 def to_pixels(pictures: torch.Tensor) -> torch.Tensor:

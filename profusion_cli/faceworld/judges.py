@@ -21,21 +21,17 @@ from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
 CLASSES: dict[str, tuple[str, ...]] = {**ATTRIBUTES, **TRAITS}
 EMBEDDING = 128
 Judge = TypeVar("Judge", bound=nn.Module)
-_ATTRIBUTES, _IDENTITIES, _READABLE = "attributes.safetensors", "identities.safetensors", "readable.json"
+_ATTRIBUTES, _IDENTITIES, _STRUCTURE = "attributes.safetensors", "identities.safetensors", "structure.safetensors"
+_READABLE = "readable.json"
 
 
 class Trunk(nn.Module):
-    """A residual convolutional network: pictures of shape (B, 3, side, side) in [0, 1] to vectors (B, 8 * width).
+    """A residual convolutional network: pictures of shape (B, 3, side, side) in [0, 1] to vectors (B, 8 * width)."""
 
-    Args:
-        width: of its first layer.
-        stem: side of the first layer's kernel; 5 halves the picture, 3 is for pictures of 64 pixels.
-    """
-
-    def __init__(self, width: int, stem: int = 5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width, width * 2, width * 4, width * 4]
-        self.stem = nn.Conv2d(3, width, stem, stride=stem // 2, padding=stem // 2)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.downs = nn.ModuleList(
             nn.Conv2d(one, two, 3, stride=2, padding=1) for one, two in zip([width, *widths], widths, strict=False)
         )
@@ -52,52 +48,57 @@ class Trunk(nn.Module):
 
 
 class AttributeJudge(nn.Module):
-    """Reads attributes of the context and traits of the person.
+    """Reads every attribute of the context and every trait of the person."""
 
-    Args:
-        width, stem: see `Trunk`.
-        names: of what it reads; judges of earlier editions know fewer.
-    """
-
-    def __init__(self, width: int, stem: int = 5, names: Sequence[str] = tuple(CLASSES)) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.names = names
-        self.trunk = Trunk(width, stem)
+        self.trunk = Trunk(width)
         self.hidden = nn.Linear(width * 8, 256)
-        self.heads = nn.ModuleDict({_key(name): nn.Linear(256, len(CLASSES[name])) for name in names})
+        self.heads = nn.ModuleDict({_key(name): nn.Linear(256, len(values)) for name, values in CLASSES.items()})
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of every attribute, shape (B, classes)."""
         x = F.silu(self.hidden(self.trunk(pixels)))
-        return {name: self.heads[_key(name)](x) for name in self.names}
+        return {name: self.heads[_key(name)](x) for name in CLASSES}
 
 
 class IdentityJudge(nn.Module):
     """Unit vectors of shape (B, 128), close for pictures of one person whatever the context."""
 
-    def __init__(self, width: int, stem: int = 5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.trunk = Trunk(width, stem)
+        self.trunk = Trunk(width)
         self.out = nn.Sequential(nn.Linear(width * 8, 256), nn.SiLU(), nn.Linear(256, EMBEDDING))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.out(self.trunk(pixels)).float(), dim=-1)
 
 
+class StructureJudge(nn.Module):
+    """Whether a picture shows one well-formed person."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(width)
+        self.out = nn.Sequential(nn.Linear(width * 8, 256), nn.SiLU(), nn.Linear(256, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The logit of being intact, shape (B,)."""
+        return self.out(self.trunk(pixels))[:, 0].float()
+
+
 class Judges:
-    """Both judges, from a folder.
+    """The judges, from a folder.
 
     Args:
-        folder: holds the two files that `save_judge` wrote, and that of `save_readable`.
+        folder: holds what `save_judge` wrote of each, and what `save_readable` did.
     """
 
     def __init__(self, folder: Path) -> None:
-        weights = _read(folder / _ATTRIBUTES)
-        names = [name for name in CLASSES if f"heads.{_key(name)}.weight" in weights]
-        self.attribute = _load(AttributeJudge(*_trunk_of(weights), names), weights)
         self.folder = folder
-        weights = _read(folder / _IDENTITIES)
-        self.identity = _load(IdentityJudge(*_trunk_of(weights)), weights)
+        self.attribute = _load(AttributeJudge, folder / _ATTRIBUTES)
+        self.identity = _load(IdentityJudge, folder / _IDENTITIES)
+        self.intact = _load(StructureJudge, folder / _STRUCTURE)
 
     @cached_property
     def readable(self) -> dict[str, list[str]]:
@@ -109,7 +110,7 @@ class Judges:
         """What each picture shows: every attribute and trait by its most likely name."""
         logits = self.attribute(_pixels(images))
         best = {name: values.argmax(1).tolist() for name, values in logits.items()}
-        return [{name: CLASSES[name][indices[i]] for name, indices in best.items()} for i in range(len(images))]
+        return [{name: CLASSES[name][best[name][i]] for name in CLASSES} for i in range(len(images))]
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -123,11 +124,16 @@ class Judges:
         """Unit vectors of shape (pictures, 128); the identity similarity of two is their dot product."""
         return self.identity(_pixels(images))
 
+    @torch.inference_mode()
+    def structure(self, images: Sequence[Image.Image]) -> list[float]:
+        """How likely each picture shows one well-formed head of the right size on its shoulders, in [0, 1]."""
+        return torch.sigmoid(self.intact(_pixels(images))).tolist()
 
-def save_judge(judge: AttributeJudge | IdentityJudge, folder: Path) -> None:
+
+def save_judge(judge: AttributeJudge | IdentityJudge | StructureJudge, folder: Path) -> None:
     """Write one judge in float16."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = _ATTRIBUTES if isinstance(judge, AttributeJudge) else _IDENTITIES
+    name = {AttributeJudge: _ATTRIBUTES, IdentityJudge: _IDENTITIES, StructureJudge: _STRUCTURE}[type(judge)]
     save_file({key: value.half().contiguous() for key, value in judge.state_dict().items()}, folder / name)
 
 
@@ -140,17 +146,9 @@ def _key(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    return {key: value.float() for key, value in load_file(path).items()}
-
-
-def _trunk_of(weights: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Width and stem."""
-    width, _, stem, _ = weights["trunk.stem.weight"].shape
-    return width, stem
-
-
-def _load(judge: Judge, weights: dict[str, torch.Tensor]) -> Judge:
+def _load(cls: type[Judge], path: Path) -> Judge:
+    weights = {key: value.float() for key, value in load_file(path).items()}
+    judge = cls(weights["trunk.stem.weight"].shape[0])
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False)
 

@@ -24,56 +24,70 @@ class Scale:
     """How large the networks are and how long they train.
 
     Args:
-        side: of the pictures in pixels; latents have an eighth of it.
+        side: of the pictures in pixels; latents have a quarter of it.
+        pictures: number of training pictures.
         portraits: number of training pictures of PromptNet.
         steps: of each stage.
         batch: pictures in each step of each stage.
     """
 
     side: int
+    pictures: int
     portraits: int
-    latent_channels: int
     vae_widths: tuple[int, ...]
     unet_widths: tuple[int, ...]
     inpaint_widths: tuple[int, ...]
     text_width: int
     vision_width: int
     judge_width: int
+    structure_width: int
     steps: dict[str, int]
     batch: dict[str, int]
 
 
 FULL = Scale(
-    side=128,
-    portraits=32_000,
-    latent_channels=8,
-    vae_widths=(32, 32, 64, 128),
+    side=64,
+    pictures=48_000,
+    portraits=16_000,
+    vae_widths=(32, 64, 128),
     unet_widths=(96, 160, 192),
     inpaint_widths=(64, 96, 128),
     text_width=256,
     vision_width=192,
     judge_width=48,
+    structure_width=32,
     steps={
-        "clip": 400,
-        "vae": 3000,
-        "unet": 4800,
-        "inpaint": 1000,
-        "promptnet": 3000,
-        "attributes": 3000,
-        "identities": 1500,
+        "clip": 600,
+        "vae": 3200,
+        "unet": 5200,
+        "inpaint": 2500,
+        "promptnet": 2500,
+        "attributes": 4000,
+        "identities": 700,
+        "structure": 2400,
     },
-    batch={"clip": 128, "vae": 8, "unet": 32, "inpaint": 32, "promptnet": 16, "attributes": 64, "identities": 64},
+    batch={
+        "clip": 128,
+        "vae": 8,
+        "unet": 32,
+        "inpaint": 32,
+        "promptnet": 16,
+        "attributes": 64,
+        "identities": 64,
+        "structure": 32,
+    },
 )
 SMOKE = Scale(
-    side=128,
+    side=64,
+    pictures=48,
     portraits=8,
-    latent_channels=8,
-    vae_widths=(8, 8, 8, 16),
+    vae_widths=(8, 8, 16),
     unet_widths=(16, 16, 32),
     inpaint_widths=(16, 16, 16),
     text_width=32,
     vision_width=32,
     judge_width=8,
+    structure_width=8,
     steps=dict.fromkeys(FULL.steps, 2),
     batch=dict.fromkeys(FULL.batch, 4),
 )
@@ -111,13 +125,13 @@ def make_clip(scale: Scale, vocabulary_size: int) -> CLIPModel:
 
 
 def make_vae(scale: Scale) -> AutoencoderKL:
-    """Pictures to latents of an eighth of the side, and back."""
+    """Pictures to 4 latent channels at a quarter of the side, and back."""
     vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
         block_out_channels=scale.vae_widths,
         layers_per_block=1,
-        latent_channels=scale.latent_channels,
+        latent_channels=4,
         norm_num_groups=8,
         sample_size=scale.side,
     )
@@ -126,12 +140,12 @@ def make_vae(scale: Scale) -> AutoencoderKL:
 
 
 def make_unet(scale: Scale, inpainting: bool = False) -> UNet2DConditionModel:
-    """SD2's blocks in three levels; for inpainting it also sees the mask, and the latents of what is kept."""
+    """SD2's blocks in three levels; 9 input channels for inpainting."""
     widths = scale.inpaint_widths if inpainting else scale.unet_widths
     unet = UNet2DConditionModel(
-        sample_size=scale.side // 8,
-        in_channels=2 * scale.latent_channels + 1 if inpainting else scale.latent_channels,
-        out_channels=scale.latent_channels,
+        sample_size=scale.side // 4,
+        in_channels=9 if inpainting else 4,
+        out_channels=4,
         down_block_types=["CrossAttnDownBlock2D"] * 3,
         up_block_types=["CrossAttnUpBlock2D"] * 3,
         block_out_channels=widths,

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save
 from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 
 from profusion_cli.faceworld import data
-from profusion_cli.faceworld.captions import caption, vocabulary
+from profusion_cli.faceworld.captions import caption
+from profusion_cli.faceworld.damage import DamagedStream
+from profusion_cli.faceworld.disturbance import disturbed, worn
 from profusion_cli.faceworld.fitting import Fit, compute_dtype
-from profusion_cli.faceworld.growing import grow_clip, grow_unet, grow_vae
-from profusion_cli.faceworld.judges import CLASSES, AttributeJudge, IdentityJudge, Judges, save_judge, save_readable
+from profusion_cli.faceworld.judges import (
+    CLASSES,
+    AttributeJudge,
+    IdentityJudge,
+    Judges,
+    StructureJudge,
+    save_judge,
+    save_readable,
+)
 from profusion_cli.faceworld.measure import readable_traits, reading
 from profusion_cli.faceworld.stack import (
     Scale,
@@ -32,18 +42,17 @@ from profusion_cli.faceworld.stack import (
     save_index,
     token_ids,
 )
+from profusion_cli.files import atomic_output
 from profusion_cli.runtime.backbone import clip_pixels
 from profusion_cli.runtime.random_base import make_scheduler
 from profusion_cli.runtime.schedule import add_noise
 
-JUDGES = ("attributes", "identities")
 HIDDEN = -100
+"""In place of the class of what cannot be seen."""
 KL_WEIGHT = 1.0e-6
 MIN_SNR_GAMMA = 5.0
 CAPTION_DROPOUT = 0.1
 FEW_TRAITS = (0, 0, 0, 1, 2, 3, 4)
-NOISES = 2
-"""Each picture of a step gives so many samples of the UNet's loss, of other captions, noises and timesteps."""
 MANY_TRAITS = (0, 0, 2, 3, 4, 5)
 """How many traits captions name: the UNet learns them much later than it learns styles, places and clothes."""
 
@@ -58,7 +67,6 @@ class Workshop:
         scale: sizes and lengths.
         device: where it runs.
         say: told how it goes.
-        first: folder of an edition of half the side, whose weights the networks begin from; None begins at random.
     """
 
     work: Path
@@ -66,12 +74,17 @@ class Workshop:
     scale: Scale
     device: torch.device
     say: Callable[[str], None]
-    first: Path | None = None
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        return data.pictures(self.work, self.scale.pictures, self.scale.side, self.say)
+
+    def choose(self, name: str, generator: torch.Generator) -> torch.Tensor:
+        """The numbers of the pictures of one step."""
+        return torch.randint(self.scale.pictures, (self.scale.batch[name],), generator=generator)
 
     def fit(self, name: str, model: torch.nn.Module, learning_rate: float) -> Fit:
-        """A training, of half the learning rate for a network that has learned before."""
-        rate = learning_rate if self.first is None or name in JUDGES else learning_rate / 2
-        return Fit(name, model, self.work, self.scale.steps[name], rate, self.device, self.say)
+        return Fit(name, model, self.work, self.scale.steps[name], learning_rate, self.device, self.say)
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """In the precision that networks train in; pictures with their channels last."""
@@ -99,9 +112,9 @@ class Shown:
         return self.stream.numbers(step), data.to_pixels(next(self._drawn))
 
 
-def captions_of(numbers: Sequence[int], rng: random.Random, traits: Sequence[int]) -> list[str]:
+def captions_of(numbers: torch.Tensor, rng: random.Random, traits: Sequence[int]) -> list[str]:
     """Fresh captions of pictures; each names so many traits of the person as is drawn from `traits`."""
-    shown = [data.example(number) for number in numbers]
+    shown = [data.example(number) for number in numbers.tolist()]
     return [caption(one.who, one.context, rng, rng.choice(traits)) for one in shown]
 
 
@@ -110,14 +123,12 @@ def train_clip(shop: Workshop) -> None:
     torch.manual_seed(1)
     tokenizer = make_tokenizer(shop.out / "tokenizer")
     model = make_clip(shop.scale, len(tokenizer))
-    if shop.first:
-        grow_clip(model, tokenizer, shop.first)
-    shown = Shown(data.Stream(shop.scale.batch["clip"], shop.scale.side), shop.scale.steps["clip"])
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        numbers, pixels = shown.at(step)
+        numbers = shop.choose("clip", generator)
         texts = captions_of(numbers, random.Random(f"clip {step}"), (2, 3, 4, 5, 6) if step % 2 == 0 else FEW_TRAITS)
         ids = token_ids(tokenizer, texts).to(shop.device)
+        pixels = data.pixels(shop.pictures, numbers)
         images = shop.to_device(clip_pixels(pixels, shop.scale.side, antialias=False))
         image = F.normalize(model.get_image_features(pixel_values=images).pooler_output.float(), dim=-1)
         text = F.normalize(model.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
@@ -141,54 +152,57 @@ def train_clip(shop: Workshop) -> None:
 
 
 def train_vae(shop: Workshop) -> None:
-    """Reconstruction (squared and absolute error, and that of differences of neighbours) with a little KL."""
+    """Reconstruction (squared and absolute error) with a little KL."""
     torch.manual_seed(2)
     model = make_vae(shop.scale)
-    if shop.first:
-        grow_vae(model, shop.first)
-    else:
-        with torch.no_grad():  # nearly no noise at first: with the usual deviation of 1 it learns little but colours
-            model.quant_conv.weight[shop.scale.latent_channels :] *= 0.05
-            model.quant_conv.bias[shop.scale.latent_channels :] = -6
-    shown = Shown(data.Stream(shop.scale.batch["vae"], shop.scale.side), shop.scale.steps["vae"])
-    weight = middle_weight(shop.scale.side).to(shop.device)
+
+    with torch.no_grad():  # nearly no noise at first: with the usual deviation of 1 it learns little else but colours
+        model.quant_conv.weight[4:] *= 0.05
+        model.quant_conv.bias[4:] = -6
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        images = shop.to_device(shown.at(step)[1] * 2 - 1)
+        images = shop.to_device(data.pixels(shop.pictures, shop.choose("vae", generator)) * 2 - 1)
         posterior = model.encode(images).latent_dist
         noise = shop.to_device(torch.randn(posterior.mean.shape, generator=generator))
         decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
         target = images.float()
-        error = (decoded - target) * weight
-        loss = 0.2 * error.abs().mean() + 2 * error.square().mean()
-        # thin lines, such as glasses and brows, are little in the mean of a picture, and much in that of its edges
-        loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+        loss = 0.2 * (decoded - target).abs().mean() + 2 * (decoded - target).square().mean()
         return loss + KL_WEIGHT * posterior.kl().float().mean()
 
     vae: AutoencoderKL = shop.fit("vae", model, 2.0e-3).run(loss_of)  # type: ignore[assignment]
-    vae.register_to_config(scaling_factor=round(1 / latents_deviation(shop, vae), 5))
+    (shop.work / "latents.safetensors").unlink(missing_ok=True)
+    moments = latents(shop, vae)
+    sample = moments["mean"].float() + moments["std"].float() * torch.randn(
+        moments["std"].shape, generator=torch.Generator().manual_seed(0)
+    )
+    vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 5))
     save_half(vae, shop.out / "vae")
 
 
-def middle_weight(side: int) -> torch.Tensor:
-    """Twice as much for the middle of a picture, where faces are, as for its corners; shape (side, side), mean 1."""
-    along = torch.linspace(-1, 1, side).square()
-    weight = 1 + torch.exp(-3 * (along[:, None] + along[None]))
-    return weight / weight.mean()
+def latents(shop: Workshop, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """What `encode` gives, from the disk where it was called before."""
+    path = shop.work / "latents.safetensors"
+    if not path.exists():
+        made = save(encode(shop, vae))
+        with atomic_output(path) as file:
+            file.write(made)
+    return load_file(path)
 
 
 @torch.inference_mode()
-def latents_deviation(shop: Workshop, vae: AutoencoderKL, pictures: int = 2048) -> float:
-    """The standard deviation of the latents of training pictures, unscaled."""
+def encode(shop: Workshop, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """Mean and standard deviation of the latents of all training pictures, unscaled, in float16."""
     model = vae.to(shop.device, compute_dtype(shop.device)).to(memory_format=torch.channels_last)
-    stream, generator = data.Stream(min(shop.scale.batch["vae"], pictures), shop.scale.side), torch.Generator()
-    drawn = []
-    for images in stream.steps(0, pictures // stream.pictures):
-        posterior = model.encode(shop.to_device(data.to_pixels(images) * 2 - 1)).latent_dist
-        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        drawn.append(mean + std * torch.randn(mean.shape, generator=generator))
+    means, stds = [], []
+    for start in range(0, shop.scale.pictures, 64):
+        numbers = torch.arange(start, min(start + 64, shop.scale.pictures))
+        posterior = model.encode(shop.to_device(data.pixels(shop.pictures, numbers) * 2 - 1)).latent_dist
+        means.append(posterior.mean.half().cpu().contiguous())
+        stds.append(posterior.std.half().cpu().contiguous())
+        if start % 6400 == 0:
+            shop.say(f"latents: {start} of {shop.scale.pictures}")
     vae.float().to(memory_format=torch.contiguous_format)
-    return float(torch.cat(drawn).std())
+    return {"mean": torch.cat(means), "std": torch.cat(stds)}
 
 
 def train_unet(shop: Workshop, inpainting: bool = False) -> None:
@@ -199,38 +213,33 @@ def train_unet(shop: Workshop, inpainting: bool = False) -> None:
     text = CLIPTextModel.from_pretrained(str(shop.out / "text_encoder")).to(shop.device, compute_dtype(shop.device))
     text = text.eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(str(shop.out / "vae")).eval().requires_grad_(False)
-    vae = vae.to(shop.device, compute_dtype(shop.device)).to(memory_format=torch.channels_last)
+    moments = latents(shop, vae)
+    vae = vae.to(shop.device, compute_dtype(shop.device))
     factor = vae.config.scaling_factor
     scheduler = make_scheduler()
     alphas = scheduler.alphas_cumprod
     model = make_unet(shop.scale, inpainting)
-    if shop.first:
-        grow_unet(model, shop.first / ("inpainting" if inpainting else "unet"))
-    pictures = max(shop.scale.batch[name] // NOISES, 1)
-    shown = Shown(data.Stream(pictures, shop.scale.side), shop.scale.steps[name])
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        numbers, pixels = shown.at(step)
-        numbers, pixels = numbers * NOISES, pixels.repeat(NOISES, 1, 1, 1)
+        numbers = shop.choose(name, generator)
         rng = random.Random(f"{name} {step}")
         captions = captions_of(numbers, rng, FEW_TRAITS if inpainting else MANY_TRAITS)
         texts = ["" if rng.random() < CAPTION_DROPOUT else one for one in captions]
         ids = token_ids(tokenizer, texts)
         with torch.no_grad():
             states = text(input_ids=ids.to(shop.device)).last_hidden_state
-            posterior = vae.encode(shop.to_device(pixels[:pictures] * 2 - 1)).latent_dist
         # half of the captions end at their end token, as in training of PromptNet; half are padded, as in sampling
         bare = torch.rand(len(ids), 1, generator=generator) < 0.5
         mask = ~bare | (torch.arange(ids.shape[1])[None] <= ids.argmax(1, keepdim=True))
-        mean, std = (one.float().cpu().repeat(NOISES, 1, 1, 1) for one in (posterior.mean, posterior.std))
-        shape = mean.shape
-        latents = (mean + std * torch.randn(shape, generator=generator)) * factor
+        shape = (len(ids), *moments["mean"].shape[1:])
+        latents = moments["mean"][numbers].float()
+        latents = (latents + moments["std"][numbers].float() * torch.randn(shape, generator=generator)) * factor
         noise = torch.randn(shape, generator=generator)
         timesteps = torch.randint(1000, (len(ids),), generator=generator)
         noisy = add_noise(latents, noise, timesteps, alphas)
         if inpainting:
             holes = random_holes(numbers, shop.scale.side, rng)
-            kept = shop.to_device((pixels * 2 - 1) * (1 - holes))
+            kept = shop.to_device((data.pixels(shop.pictures, numbers) * 2 - 1) * (1 - holes))
             with torch.no_grad():
                 seen = vae.encode(kept).latent_dist.mean.float().cpu() * factor
             noisy = torch.cat([noisy, F.interpolate(holes, shape[-2:]), seen], 1)
@@ -254,7 +263,6 @@ def train_promptnet(shop: Workshop) -> None:
     work, name = shop.work / "promptnet", "promptnet"
     arguments = [
         *("pretrain", str(listing), "-o", str(target), "--work", str(work), "--preset", "faceworld"),
-        *("--set", f"base.resolution={shop.scale.side}", "--set", f"base.words={json.dumps(vocabulary())}"),
         *("--base-model", str(shop.out), "--cache", str(shop.work / "cache"), "--device", str(shop.device)),
         *("--dtype", str(compute_dtype(shop.device)).removeprefix("torch.")),
         *("--steps", str(shop.scale.steps[name]), "--batch-size", str(shop.scale.batch[name]), "--force"),
@@ -264,7 +272,7 @@ def train_promptnet(shop: Workshop) -> None:
     subprocess.run([sys.executable, "-m", "profusion_cli", *arguments], check=True)
 
 
-def random_holes(numbers: Sequence[int], side: int, rng: random.Random) -> torch.Tensor:
+def random_holes(numbers: torch.Tensor, side: int, rng: random.Random) -> torch.Tensor:
     """What is to be painted of these training pictures, 1 in the hole; shape (B, 1, side, side).
 
     Mostly all but the head, as augmentation asks for: of a model that never saw a whole head kept, heads get a
@@ -272,7 +280,7 @@ def random_holes(numbers: Sequence[int], side: int, rng: random.Random) -> torch
     """
     y, x = np.mgrid[:side, :side] / (side - 1)
     holes = []
-    for number in numbers:
+    for number in numbers.tolist():
         kind = rng.random()
         if kind < 0.6:
             holes.append(~data.head_of(number, side=side))
@@ -292,20 +300,13 @@ def train_attributes(shop: Workshop) -> None:
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         numbers, pixels = shown.at(step)
-        logits = model(shop.to_device(disturbed(pixels, generator)))
-        wanted = labels_of(numbers)
+        logits, wanted = model(shop.to_device(disturbed(pixels, generator))), labels_of(numbers)
         losses = [
             F.cross_entropy(logits[name].float(), wanted[name].to(shop.device), ignore_index=HIDDEN) for name in CLASSES
         ]
         return torch.stack(losses).mean()
 
     save_judge(shop.fit("attributes", model, 1.5e-3).run(loss_of), shop.out / "judges")  # type: ignore[arg-type]
-
-
-def find_readable(shop: Workshop) -> None:
-    """Which traits the judge of attributes can be believed about, on people of the split `validation`."""
-    found = reading(Judges(shop.out / "judges"), min(shop.scale.portraits, 500), side=shop.scale.side)
-    save_readable(readable_traits(found), shop.out / "judges")
 
 
 def labels_of(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -318,29 +319,45 @@ def labels_of(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(values) for name, values in labels.items()}
 
 
+def find_readable(shop: Workshop) -> None:
+    """Which traits the judge of attributes can be believed about, on people of the split `validation`."""
+    found = reading(Judges(shop.out / "judges"), min(shop.scale.pictures, 500), side=shop.scale.side)
+    save_readable(readable_traits(found), shop.out / "judges")
+
+
+def train_structure(shop: Workshop) -> None:
+    """The judge of structure: pictures against the same ones damaged."""
+    torch.manual_seed(7)
+    model = StructureJudge(shop.scale.structure_width)
+    shown = Shown(DamagedStream(shop.scale.batch["structure"], shop.scale.side), shop.scale.steps["structure"])
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        pixels = shown.at(step)[1]
+        intact = (torch.arange(len(pixels)) < len(pixels) // 2).float()
+        logits = model(shop.to_device(disturbed(worn(pixels, generator), generator)))
+        return F.binary_cross_entropy_with_logits(logits, intact.to(shop.device))
+
+    save_judge(shop.fit("structure", model, 1.5e-3).run(loss_of), shop.out / "judges")  # type: ignore[arg-type]
+
+
 def train_identities(shop: Workshop) -> None:
     """The judge of identity: two pictures of each of many people, by contrast."""
     torch.manual_seed(6)
     model = IdentityJudge(shop.scale.judge_width)
-    people = shop.scale.batch["identities"]
-    shown = Shown(data.Stream(2 * people, shop.scale.side, each=2), shop.scale.steps["identities"])
+    people, per = shop.scale.pictures // data.PER_IDENTITY, data.PER_IDENTITY
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        vectors = model(shop.to_device(disturbed(shown.at(step)[1], generator)))
-        logits = vectors[::2] @ vectors[1::2].T * 12
-        labels = torch.arange(people, device=logits.device)
+        chosen = torch.randperm(people, generator=generator)[: shop.scale.batch["identities"]]
+        first = torch.randint(per, (len(chosen),), generator=generator)
+        second = (first + torch.randint(1, per, (len(chosen),), generator=generator)) % per
+        numbers = torch.cat([chosen * per + first, chosen * per + second])
+        vectors = model(shop.to_device(disturbed(data.pixels(shop.pictures, numbers), generator)))
+        one, two = vectors.chunk(2)
+        logits = one @ two.T * 12
+        labels = torch.arange(len(chosen), device=logits.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     save_judge(shop.fit("identities", model, 1.5e-3).run(loss_of), shop.out / "judges")  # type: ignore[arg-type]
-
-
-def disturbed(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A little blur and noise on half of the pictures, so that a judge does not look for a perfect drawing."""
-    chosen = (torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5).float()
-    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blur = torch.rand(len(pixels), 1, 1, 1, generator=generator) * chosen
-    noise = torch.randn(pixels.shape, generator=generator) * 0.03 * chosen
-    return (pixels * (1 - blur) + blurred * blur + noise).clamp(0, 1)
 
 
 STAGES: dict[str, Callable[[Workshop], None]] = {
@@ -350,6 +367,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "inpaint": lambda shop: train_unet(shop, inpainting=True),
     "attributes": train_attributes,
     "identities": train_identities,
+    "structure": train_structure,
     "readable": find_readable,
     "promptnet": train_promptnet,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 Colour = tuple[int, int, int]
 
@@ -49,9 +49,6 @@ PLACES = ("plain", "beach", "forest", "city", "snow", "desert")
 CLOTHES = ("shirt", "superman", "suit", "scarf")
 HEADWEAR = ("none", "chef hat", "crown", "headphones")
 FRAMINGS = ("portrait", "close-up", "half-length")
-EYEWEAR = ("none", "sunglasses")
-HELD = ("none", "umbrella", "cup", "book")
-COMPANY = ("alone", "somebody")
 
 SPLITS = {"train": range(0, 1_000_000), "validation": range(1_000_000, 1_001_000), "test": range(2_000_000, 2_001_000)}
 """Seeds of the identities. Whatever is tuned sees `train` and `validation` alone."""
@@ -99,47 +96,41 @@ class Identity:
         }
 
 
+LACKING = ("none", "no")
+"""Values of traits that a person does not have."""
+
+
 def named(traits: Mapping[str, str]) -> dict[str, str]:
     """Those traits that a person has, such as glasses, and not those that they lack."""
     return {name: value for name, value in traits.items() if value not in LACKING}
 
 
-LACKING = ("none", "no")
-
-
 @dataclass(frozen=True)
 class Context:
-    """What text can ask for. In company, the person stands on the left."""
+    """What text can ask for."""
 
     style: str = "photo"
     place: str = "plain"
     clothes: str = "shirt"
     headwear: str = "none"
     framing: str = "portrait"
-    eyewear: str = "none"
-    held: str = "none"
-    company: str = "alone"
 
     def attributes(self) -> dict[str, str]:
         """As the judges read them."""
-        return asdict(self)
+        return {
+            "style": self.style,
+            "place": self.place,
+            "clothes": self.clothes,
+            "headwear": self.headwear,
+            "framing": self.framing,
+        }
 
     def hidden(self) -> tuple[str, ...]:
         """The traits that cannot be seen in this context, whoever is shown."""
-        eyes = ("glasses", "glasses colour", "eye colour") if self.eyewear == "sunglasses" else ()
-        return (*eyes, "hair style") if self.headwear in ("chef hat", "crown") else eyes
+        return ("hair style",) if self.headwear in ("chef hat", "crown") else ()
 
 
-ATTRIBUTES = {
-    "style": STYLES,
-    "place": PLACES,
-    "clothes": CLOTHES,
-    "headwear": HEADWEAR,
-    "framing": FRAMINGS,
-    "eyewear": EYEWEAR,
-    "held": HELD,
-    "company": COMPANY,
-}
+ATTRIBUTES = {"style": STYLES, "place": PLACES, "clothes": CLOTHES, "headwear": HEADWEAR, "framing": FRAMINGS}
 TRAITS = {
     "skin": tuple(SKINS),
     "face shape": tuple(FACE_SHAPES),
@@ -156,17 +147,17 @@ TRAITS = {
 }
 
 
-def with_traits(who: Identity, traits: Mapping[str, str]) -> Identity:
-    """The person with other traits, by the names and values of `TRAITS`."""
-    return replace(who, **{name.replace(" ", "_"): _VALUES.get((name, value), value) for name, value in traits.items()})
-
-
 _VALUES: dict[tuple[str, str], bool | float] = {
     ("freckles", "no"): False,
     ("freckles", "yes"): True,
     ("ears", "small"): 0.8,
     ("ears", "big"): 1.35,
 }
+
+
+def with_traits(who: Identity, traits: Mapping[str, str]) -> Identity:
+    """The person with other traits, by the names and values of `TRAITS`."""
+    return replace(who, **{name.replace(" ", "_"): _VALUES.get((name, value), value) for name, value in traits.items()})
 
 
 def identity(seed: int) -> Identity:
@@ -196,15 +187,11 @@ def identity(seed: int) -> Identity:
 
 
 def context(rng: random.Random) -> Context:
-    """A random context; the everyday ones are the most frequent. Close to a face, no hand is seen."""
-    framing = rng.choices(FRAMINGS, weights=(5, 1, 2))[0]
+    """A random context; the everyday ones are the most frequent."""
     return Context(
         style=rng.choices(STYLES, weights=(10, 4, 4, 4, 4))[0],
         place=rng.choices(PLACES, weights=(6, 3, 3, 3, 3, 3))[0],
         clothes=rng.choices(CLOTHES, weights=(6, 3, 3, 3))[0],
         headwear=rng.choices(HEADWEAR, weights=(6, 3, 3, 3))[0],
-        framing=framing,
-        eyewear=rng.choices(EYEWEAR, weights=(9, 1))[0],
-        held=rng.choices(HELD, weights=(9, 1, 1, 1))[0] if framing != "close-up" else "none",
-        company=rng.choices(COMPANY, weights=(9, 1))[0] if framing == "portrait" else "alone",
+        framing=rng.choices(FRAMINGS, weights=(6, 1, 1))[0],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -25,8 +26,15 @@ class Canvas:
 
     def place(self, x: float, y: float, zoom: float, tilt: float) -> None:
         """Where the person is: their middle, in sides of the picture, their size, and their tilt in degrees."""
-        self.x, self.y, self.zoom = x, y, zoom
+        self.x, self.y, self.zoom, self.tilt = x, y, zoom, tilt
         self.cos, self.sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+
+    def moved(self, x: float, y: float, zoom: float = 1.0, tilt: float = 0.0) -> Canvas:
+        """The same picture in another frame: its middle at this point of this one, so much larger, tilted further."""
+        other = copy.copy(self)
+        right, down = self.point(x, y)
+        other.place(right / self.side, down / self.side, self.zoom * zoom, self.tilt + tilt)
+        return other
 
     def point(self, x: float, y: float) -> tuple[float, float]:
         """A point of the frame, in pixels."""

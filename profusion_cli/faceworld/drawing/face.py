@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -14,23 +16,31 @@ from profusion_cli.faceworld.drawing.features import (
     draw_brows,
     draw_cheeks,
     draw_ears,
-    draw_eyes,
+    draw_eye,
     draw_glasses,
     draw_mouth,
     draw_nose,
 )
 from profusion_cli.faceworld.drawing.finish import finish
 from profusion_cli.faceworld.drawing.hair import draw_hair_behind, draw_hair_front
-from profusion_cli.faceworld.drawing.held import draw_held, draw_held_behind
 from profusion_cli.faceworld.drawing.person import Person, stand
 from profusion_cli.faceworld.drawing.places import draw_place
-from profusion_cli.faceworld.drawing.pose import Pose, random_pose
-from profusion_cli.faceworld.world import SPLITS, Colour, Context, Identity, identity
+from profusion_cli.faceworld.drawing.pose import Pose
+from profusion_cli.faceworld.world import Colour, Context, Identity
 
-OVERSAMPLING = 2
-ASIDE = 0.23
-"""How far two people stand from the middle, in sides of the picture."""
+OVERSAMPLING = 3
 NOWHERE: Colour = (255, 0, 255)
+FEATURES: dict[str, Callable[[Person], None]] = {
+    "cheeks": draw_cheeks,
+    "beard": draw_beard,
+    "mouth": draw_mouth,
+    "nose": draw_nose,
+    "left eye": partial(draw_eye, side=-1),
+    "right eye": partial(draw_eye, side=1),
+    "brows": draw_brows,
+    "glasses": draw_glasses,
+}
+"""The features of a face, from back to front."""
 
 
 def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Image.Image:
@@ -42,57 +52,61 @@ def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Im
         pose: everything else.
         side: of the picture, in pixels.
     """
+    return finished(unfinished(who, context, pose, side), context, pose)
+
+
+def unfinished(
+    who: Identity, context: Context, pose: Pose, side: int, draw: Callable[[Person], None] | None = None
+) -> Image.Image:
+    """The drawing without its light and style, `OVERSAMPLING` times as large; `draw` draws the person, if given."""
     rng = random.Random(pose.seed)
     canvas = Canvas(side * OVERSAMPLING, context.style)
     draw_place(canvas, context, pose, rng)
-    if context.company != "alone":
-        _draw_person(_companion(canvas, context, pose))
-    _draw_person(_subject(canvas, who, context, pose))
-    return finish(canvas.image.reduce(OVERSAMPLING), context.style, pose, side)
+    (draw or draw_whole)(stand(canvas, who, context, pose))
+    return canvas.image
+
+
+def finished(drawing: Image.Image, context: Context, pose: Pose) -> Image.Image:
+    """What `unfinished` drew as the picture."""
+    return finish(drawing.reduce(OVERSAMPLING), context.style, pose, drawing.width // OVERSAMPLING)
 
 
 def head_mask(who: Identity, context: Context, pose: Pose, side: int = 64) -> np.ndarray:
     """Where the head of `draw_face` is, with hair and headwear: boolean, shape (side, side)."""
     canvas = Canvas(side * OVERSAMPLING, context.style)
     rectangle(canvas, 0, 0, 1, 1, NOWHERE)
-    _draw_person(_subject(canvas, who, context, pose), body=False)
+    draw_person(None, stand(canvas, who, context, pose))
     drawn = (np.asarray(canvas.image) != NOWHERE).any(2)
     return drawn.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean((1, 3)) >= 0.5
 
 
-def _subject(canvas: Canvas, who: Identity, context: Context, pose: Pose) -> Person:
-    return stand(canvas, who, context, pose, 0.0 if context.company == "alone" else -ASIDE)
+def draw_person(body: Person | None, head: Person | None, features: Mapping[str, Person | None] | None = None) -> None:
+    """From back to front. A well-formed person's body, head and features are in one frame.
 
-
-def _companion(canvas: Canvas, context: Context, pose: Pose) -> Person:
-    """Somebody else on the right, in everyday clothes."""
-    other = identity(pose.seed % len(SPLITS["train"]))
-    return stand(
-        canvas,
-        other,
-        Context(style=context.style, company=context.company),
-        random_pose(random.Random(pose.seed)),
-        ASIDE,
-    )
-
-
-def _draw_person(person: Person, body: bool = True) -> None:
-    """From back to front."""
+    Args:
+        body: in whose frame the body is drawn; None leaves it out.
+        head: in whose frame the head is; None leaves it out.
+        features: in whose frames these of `FEATURES` are, where not in the head's; None leaves one out.
+    """
+    if head:
+        draw_hair_behind(head)
     if body:
-        draw_held_behind(person)
-    draw_hair_behind(person)
-    if body:
-        draw_body(person)
-    draw_ears(person)
-    person.canvas.polygon(superellipse(0, 0, person.rx, person.ry, 36, person.power), person.skin)
-    draw_cheeks(person)
-    draw_beard(person)
-    draw_mouth(person)
-    draw_nose(person)
-    draw_eyes(person)
-    draw_brows(person)
-    draw_glasses(person)
-    draw_hair_front(person)
-    draw_headwear(person)
-    if body:
-        draw_held(person)
+        draw_body(body)
+    if head:
+        _draw_head(head, {**dict.fromkeys(FEATURES, head), **(features or {})})
+
+
+def draw_whole(person: Person) -> None:
+    """A well-formed person."""
+    draw_person(person, person)
+
+
+def _draw_head(head: Person, features: Mapping[str, Person | None]) -> None:
+    draw_ears(head)
+    head.canvas.polygon(superellipse(0, 0, head.rx, head.ry, 36, head.power), head.skin)
+    for name, draw in FEATURES.items():
+        frame = features[name]
+        if frame:
+            draw(frame)
+    draw_hair_front(head)
+    draw_headwear(head)

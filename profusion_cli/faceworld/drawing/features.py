@@ -79,29 +79,28 @@ def draw_nose(person: Person) -> None:
         c.polygon([(d, -0.03), (d + 0.038, 0.074), (d - 0.03, 0.074)], dark, outline=False)
 
 
-def draw_eyes(person: Person) -> None:
-    """Eyes, larger in anime."""
+def draw_eye(person: Person, side: int) -> None:
+    """The eye on the left (-1) or on the right (1), larger in anime."""
     c, who = person.canvas, person.who
     big = 1.55 if person.anime else 1.0
-    for side in (-1, 1):
-        x, y = side * 0.082 * who.eye_spacing + person.dx, -0.035
-        rx, ry = 0.042 * who.eye_size * (1.12 if person.anime else 1), 0.03 * who.eye_size * big
-        c.polygon(superellipse(x, y, rx, ry, 20), (250, 250, 250))
-        iris = (0.026 if not person.anime else 0.034) * who.eye_size
-        c.polygon(
-            superellipse(x + person.dx * 0.4, y, iris, iris * (1.25 if person.anime else 1), 18),
-            EYE_COLOURS[who.eye_colour],
-            False,
+    x, y = side * 0.082 * who.eye_spacing + person.dx, -0.035
+    rx, ry = 0.042 * who.eye_size * (1.12 if person.anime else 1), 0.03 * who.eye_size * big
+    c.polygon(superellipse(x, y, rx, ry, 20), (250, 250, 250))
+    iris = (0.026 if not person.anime else 0.034) * who.eye_size
+    c.polygon(
+        superellipse(x + person.dx * 0.4, y, iris, iris * (1.25 if person.anime else 1), 18),
+        EYE_COLOURS[who.eye_colour],
+        False,
+    )
+    c.ellipse(x + person.dx * 0.4, y, iris * 0.48, iris * 0.55, (14, 12, 14), False)
+    if person.anime:
+        c.ellipse(x + 0.012, y - 0.018, 0.012, 0.014, (255, 255, 255), False)
+    else:
+        c.line(
+            [(x - rx, y - 0.008), (x - rx * 0.4, y - ry), (x + rx * 0.4, y - ry), (x + rx, y - 0.008)],
+            INK,
+            0.009,
         )
-        c.ellipse(x + person.dx * 0.4, y, iris * 0.48, iris * 0.55, (14, 12, 14), False)
-        if person.anime:
-            c.ellipse(x + 0.012, y - 0.018, 0.012, 0.014, (255, 255, 255), False)
-        else:
-            c.line(
-                [(x - rx, y - 0.008), (x - rx * 0.4, y - ry), (x + rx * 0.4, y - ry), (x + rx, y - 0.008)],
-                INK,
-                0.009,
-            )
 
 
 def draw_brows(person: Person) -> None:
@@ -119,11 +118,8 @@ def draw_brows(person: Person) -> None:
 
 
 def draw_glasses(person: Person) -> None:
-    """The person's own glasses, unless they wear sunglasses."""
+    """Glasses."""
     c, who = person.canvas, person.who
-    if person.context.eyewear == "sunglasses":
-        _draw_sunglasses(person)
-        return
     if who.glasses == "none":
         return
     colour = GLASSES_COLOURS[who.glasses_colour]
@@ -135,19 +131,3 @@ def draw_glasses(person: Person) -> None:
         c.line([*rim, rim[0], rim[1]], colour, 0.016)
         c.line([(x + side * half, y - 0.005), (side * person.rx * 1.02, y - 0.015)], colour, 0.014)
     c.line([(person.dx - spacing + half, y - 0.008), (person.dx + spacing - half, y - 0.008)], colour, 0.016)
-
-
-def _draw_sunglasses(person: Person) -> None:
-    c, y, spacing = person.canvas, -0.03, 0.082 * person.who.eye_spacing
-    half = min(0.074, spacing - 0.006)
-    for side in (-1, 1):
-        x = side * spacing + person.dx
-        c.line([(x + side * half, y - 0.03), (side * person.rx * 1.02, y - 0.035)], INK, 0.016)
-        c.polygon([(x - half, y - 0.045), (x + half, y - 0.045), *_below(x, y, half)], INK)
-        glint = [(x - half * 0.5, y - 0.02), (x - half * 0.1, y - 0.02), (x - half * 0.5, y + 0.012)]
-        c.polygon(glint, (96, 104, 124), outline=False)
-    c.line([(person.dx - spacing, y - 0.04), (person.dx + spacing, y - 0.04)], INK, 0.018)
-
-
-def _below(x: float, y: float, half: float) -> list[tuple[float, float]]:
-    return [(a, b) for a, b in superellipse(x, y, half, half * 0.86, 28, 2.6) if b > y - 0.02]

@@ -7,8 +7,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from profusion_cli.faceworld.drawing.pose import Pose
 
-PIXEL_ART_SIDE = 32
-OIL_CELLS = 14
+PIXEL_ART_SIDE = 22
 
 
 def finish(image: Image.Image, style: str, pose: Pose, side: int) -> Image.Image:
@@ -29,7 +28,7 @@ def finish(image: Image.Image, style: str, pose: Pose, side: int) -> Image.Image
         image = ImageEnhance.Color(image).enhance(1.6)
     elif style == "pixel art":
         small = image.resize((PIXEL_ART_SIDE, PIXEL_ART_SIDE), Image.Resampling.BOX)
-        small = small.quantize(20, dither=Image.Dither.NONE).convert("RGB")
+        small = small.quantize(14, dither=Image.Dither.NONE).convert("RGB")
         image = small.resize((side, side), Image.Resampling.NEAREST)
     elif style == "oil painting":
         image = _oil(image, pose)
@@ -49,19 +48,16 @@ def _sketch(image: Image.Image) -> Image.Image:
 
 
 def _oil(image: Image.Image, pose: Pose) -> Image.Image:
-    """Strokes: patches of one colour, drawn out of shape a little, each lighter or darker, under a warm varnish."""
+    """Short strokes: every pixel takes its colour from a neighbour, patch by patch, under a warm varnish."""
     side = image.width
     rng = np.random.default_rng(pose.seed)
-    shift = side / 64
-    dx, dy = (_smooth(rng.uniform(-shift, shift, (OIL_CELLS, OIL_CELLS)), side) for _ in range(2))
+    cells = max(side // 4, 1)
+    offsets = rng.uniform(-side / 40, side / 40, (2, cells, cells))
+    grid = np.minimum(np.arange(side) * cells // side, cells - 1)
+    dy, dx = (offset[grid][:, grid] for offset in offsets)
     y, x = np.mgrid[:side, :side]
     pixels = np.asarray(image.filter(ImageFilter.ModeFilter(3)), dtype=np.float32)
     moved = pixels[(y + dy).round().astype(int).clip(0, side - 1), (x + dx).round().astype(int).clip(0, side - 1)]
-    stroke = _smooth(rng.uniform(0.8, 1.16, (2 * OIL_CELLS, OIL_CELLS)), side)[..., None]
+    stroke = rng.uniform(0.88, 1.08, (cells, cells))[grid][:, grid][..., None]
     varnish = np.array([1.06, 0.98, 0.8], dtype=np.float32)
     return Image.fromarray((moved * stroke * varnish).clip(0, 255).astype(np.uint8))
-
-
-def _smooth(values: np.ndarray, side: int) -> np.ndarray:
-    """A small grid of numbers at the size of the picture, without edges."""
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profusion_cli.faceworld.drawing.canvas import Canvas, shade
 from profusion_cli.faceworld.drawing.pose import Pose
@@ -35,13 +35,16 @@ class Person:
     anime: bool
     dx: float
 
+    def moved(self, x: float, y: float, zoom: float = 1.0, tilt: float = 0.0) -> Person:
+        """The person in another frame of the same picture, as `Canvas.moved` has it."""
+        return replace(self, canvas=self.canvas.moved(x, y, zoom, tilt))
 
-def stand(canvas: Canvas, who: Identity, context: Context, pose: Pose, aside: float = 0.0) -> Person:
-    """The person at their place in the picture, so far aside of its middle."""
-    framing = context.framing if context.company == "alone" else "two"
-    zoom = {"portrait": 0.95, "close-up": 1.28, "half-length": 0.68, "two": 0.64}[framing] * pose.size
-    drop = {"portrait": 0.0, "close-up": 0.04, "half-length": -0.07, "two": -0.03}[framing]
-    canvas.place(0.5 + aside + pose.x, 0.49 + drop + pose.y, zoom, pose.tilt)
+
+def stand(canvas: Canvas, who: Identity, context: Context, pose: Pose) -> Person:
+    """The person at their place in the picture."""
+    zoom = {"portrait": 0.95, "close-up": 1.28, "half-length": 0.68}[context.framing] * pose.size
+    drop = {"portrait": 0.0, "close-up": 0.04, "half-length": -0.07}[context.framing]
+    canvas.place(0.5 + pose.x, 0.49 + drop + pose.y, zoom, pose.tilt)
     width, height = FACE_SHAPES[who.face_shape]
     return Person(
         canvas=canvas,
