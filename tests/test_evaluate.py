@@ -42,7 +42,7 @@ from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
 from profusion_cli.faceworld.world import SPLITS, identity
 from profusion_cli.files import locked
-from profusion_cli.presets import preset_folder, read_preset
+from profusion_cli.presets import preset_folder
 from profusion_cli.runtime import device
 from profusion_cli.runtime.pretraining import loop
 from profusion_cli.runtime.random_base import build_random_base
@@ -816,9 +816,8 @@ def test_a_wrong_pairing_scores_lower_by_the_face_worlds_judges() -> None:
     (judge,) = make_metrics("faceworld", {}, torch.device("cpu"))
     asked = [{"place": "beach"}, {"style": "anime"}, {"headwear": "crown"}, {"clothes": "suit"}]
     seeds = SPLITS["test"][:12]
-    side = read_preset("faceworld")["base"]["resolution"]
     right = [
-        Judged(drawn(s, a, 0, side), reference_photo(s, side), "", a, other_pictures(s, a, side), identity(s).traits())
+        Judged(drawn(s, a, 0), reference_photo(s), "", a, other_pictures(s, a), identity(s).traits())
         for s in seeds
         for a in asked
     ]

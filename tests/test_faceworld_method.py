@@ -22,12 +22,11 @@ from profusion_cli.evaluation.study.subjects import reference_photo
 from profusion_cli.faceworld.__main__ import app
 from profusion_cli.faceworld.judges import Judges
 from profusion_cli.faceworld.world import SPLITS
-from profusion_cli.presets import preset_folder, read_preset
+from profusion_cli.presets import preset_folder
 from tests.conftest import ok
 
 pytestmark = pytest.mark.slow
 MODEL = preset_folder() / "faceworld"
-SIDE = read_preset("faceworld")["base"]["resolution"]
 PROMPTS = [read_study("faceworld-tables").source["prompts"][number] for number in (0, 1, 2, 4, 7, 9, 10, 13)]
 STUDY = {
     "preset": "faceworld",
@@ -86,7 +85,7 @@ def test_fusion_sampling_follows_the_prompt_where_plain_guidance_does_not(scores
 def test_pictures_are_of_the_subject_and_of_nobody_else(study: Run, scores: dict[str, Scores]) -> None:
     judges = Judges(MODEL / "judges")
     pictures = [Image.open(study.folder / score["file"]) for score in scores["fusion"]]
-    others = judges.embeddings([reference_photo(seed, SIDE) for seed in SPLITS["test"][1:9]])
+    others = judges.embeddings([reference_photo(seed) for seed in SPLITS["test"][1:9]])
     assert similarity(scores["fusion"]) > float((judges.embeddings(pictures) @ others.T).mean(0).max()) + 0.25
 
 
@@ -104,14 +103,14 @@ def test_without_gamma_the_fusion_stage_loses_the_subject_and_follows_the_prompt
 
 def test_the_way_from_one_subject_to_the_next_leads_from_one_face_to_the_other(study: Run, tmp_path: Path) -> None:
     (cell,) = study.cells(study.study.methods[:1])
-    reference_photo(SPLITS["test"][1], SIDE).save(tmp_path / "photo.png")
+    reference_photo(SPLITS["test"][1]).save(tmp_path / "photo.png")
     quick = ("--no-augment", "--steps", 12, "--batch-size", 4, "--dtype", "float32")
     ok("finetune", tmp_path / "photo.png", "-o", tmp_path / "other.pfz", "--preset", "faceworld", *quick)
     bundles = (*study.bundles.of(cell, Mock()), tmp_path / "other.pfz")
     ok("interpolate", *bundles, "a photo of S*", "-o", tmp_path / "way", "--frames", 3, "--steps", 6)
     frames = [Image.open(path) for path in sorted((tmp_path / "way").glob("*.png"))]
     judges = Judges(MODEL / "judges")
-    photos = judges.embeddings([reference_photo(SPLITS["test"][person], SIDE) for person in (0, 1)])
+    photos = judges.embeddings([reference_photo(SPLITS["test"][person]) for person in (0, 1)])
     towards = judges.embeddings(frames) @ (photos[1] - photos[0])
     assert len(towards) == 3
     assert towards[0] < -0.2 and towards[-1] > 0.2

@@ -218,8 +218,7 @@ class Run:
     def _pretrain(self, methods: Sequence[Method]) -> None:
         """Make the PromptNets of methods, each in one of the processes; all wait for all of them."""
         if self.processes.is_main:
-            for method in methods:
-                self.bundles.pictures(method)
+            self.bundles.pictures()
         self.processes.agree()
         ranks = share_out([1.0] * len(methods), self.processes.count)
         self.maker.pretrain(

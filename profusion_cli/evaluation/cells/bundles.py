@@ -17,7 +17,7 @@ from profusion_cli.evaluation.cells.marks import Marks, subject_settings, views_
 from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import slug
 from profusion_cli.evaluation.study.schema import SUBJECT, TWO, Method, Study, digest
-from profusion_cli.evaluation.study.subjects import StudySubject, photo_file
+from profusion_cli.evaluation.study.subjects import SIDE, StudySubject, photo_file
 from profusion_cli.faceworld.data import draw_portraits
 from profusion_cli.runtime.device import resolve_dtype
 
@@ -87,7 +87,7 @@ class Bundles:
         if target in self.untrained:
             raise self.untrained[target]
         if not target.exists():
-            pictures, config = self.pictures(method), self.study.config(method)
+            pictures, config = self.pictures(), self.study.config(method)
             try:
                 jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", meter, config)
             except ProfusionError as error:
@@ -95,17 +95,15 @@ class Bundles:
                 raise
         return target
 
-    def pictures(self, method: Method) -> str | Path:
-        """What the PromptNet of a method is pre-trained on; portraits are drawn where they are not there yet."""
+    def pictures(self) -> str | Path:
+        """What PromptNets are pre-trained on; portraits are drawn where they are not there yet."""
         given = self.study.pretrain_on
         if isinstance(given, int):
-            side = self.study.config(method).base.resolution
-            return draw_portraits(self.folder / "promptnets" / f"portraits-{given}-{side}px", given, side)
+            return draw_portraits(self.folder / "promptnets" / f"portraits-{given}", given, SIDE)
         return given
 
     def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
-        side, folder = config.base.resolution, self.folder / "photos"
-        source = photo_file(subject, subject.photo_context(cell.method), side, folder)
+        source = photo_file(subject, subject.photo_context(cell.method), self.folder / "photos")
         if cell.method.pretrain:
             self.promptnet(cell.method, meter)
         views, bundle, config = self._planned(cell, subject, config)

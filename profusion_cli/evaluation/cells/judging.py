@@ -167,7 +167,7 @@ class Jury:
             with Image.open(cell.folder / picture["file"]) as image:
                 text = parse_prompt(picture["prompt"], subjects=len(words)).twin(words)
                 asks = self.study.asks(picture["prompt"])
-                others = other_pictures(subject.seed, asks, image.width) if subject.file is None else held_out
+                others = other_pictures(subject.seed, asks) if subject.file is None else held_out
                 judged.append(Judged(image.convert("RGB"), photo, text, asks, others, traits))
         return judged
 

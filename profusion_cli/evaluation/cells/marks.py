@@ -46,7 +46,6 @@ class Marks:
         subject, *others = subjects
         asked = [[text, index, dict(self.study.asks(text))] for text, index in jobs]
         known: list[Any] = [method.kind, self.of_photo(subject, method), asked]
-        known += [config.base.resolution] if subject.file is None else []
         if method.kind != DRAWN:
             known.append(self._of_base(config.base, *parts_for("draws")))
             kept = ("base", "sample", "class_word", "concept_prompt", "seed")

@@ -82,4 +82,4 @@ def draw_world(
     study: Study, cell: Cell, text: str, indices: Sequence[int], _: Callable[[float], None]
 ) -> list[Image.Image]:
     """The face world's renderer: the ceiling."""
-    return [drawn(cell.subject.seed, study.asks(text), index, cell.config.base.resolution) for index in indices]
+    return [drawn(cell.subject.seed, study.asks(text), index) for index in indices]

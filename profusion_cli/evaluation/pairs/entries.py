@@ -36,7 +36,7 @@ def comparison_of(folder: Path) -> tuple[Study, list[Entry], int, int]:
     entries, unfinished = [], 0
     for cell in run.cells(chosen):
         unfinished += cell.made is None
-        photo = photo_file(cell.subject, cell.subject.context, cell.config.base.resolution, folder / "photos")
+        photo = photo_file(cell.subject, cell.subject.context, folder / "photos")
         for picture in cell.made["pictures"] if cell.made is not None else ():
             if is_reconstruction(picture["index"]):
                 continue

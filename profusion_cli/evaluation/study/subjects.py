@@ -20,6 +20,8 @@ from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, TRAITS, Context, i
 from profusion_cli.files import atomic_output, read_source
 from profusion_cli.images import crop_square, decode_photo
 
+SIDE = 64
+"""Of the face world's pictures, in pixels."""
 OTHERS = 8
 """How many other true pictures of a person one by a method is compared with."""
 
@@ -116,51 +118,50 @@ def subjects_of(study: Study) -> list[StudySubject]:
     return found
 
 
-def reference_photo(seed: int, side: int, **context: str) -> Image.Image:
+def reference_photo(seed: int, **context: str) -> Image.Image:
     """The photo of a person of the face world, everyday but for what `context` says."""
-    return draw_face(identity(seed), Context(**context), random_pose(random.Random(f"reference {seed}")), side)
+    return draw_face(identity(seed), Context(**context), random_pose(random.Random(f"reference {seed}")), SIDE)
 
 
-def drawn(seed: int, asks: Mapping[str, str], number: int, side: int) -> Image.Image:
+def drawn(seed: int, asks: Mapping[str, str], number: int) -> Image.Image:
     """The renderer's own picture of what a prompt asks for: the ceiling."""
-    return _true_picture(seed, asks, f"ceiling {seed} {number}", side)
+    return _true_picture(seed, asks, f"ceiling {seed} {number}")
 
 
-def other_pictures(seed: int, asks: Mapping[str, str], side: int) -> tuple[Image.Image, ...]:
+def other_pictures(seed: int, asks: Mapping[str, str]) -> tuple[Image.Image, ...]:
     """Other true pictures of a person in what a prompt asks for, each in a pose that no photo and no ceiling has."""
-    return _other_pictures(seed, tuple(asks.items()), side)
+    return _other_pictures(seed, tuple(asks.items()))
 
 
 @lru_cache(64)
-def _other_pictures(seed: int, asks: tuple[tuple[str, str], ...], side: int) -> tuple[Image.Image, ...]:
-    return tuple(_true_picture(seed, dict(asks), f"other {seed} {number}", side) for number in range(OTHERS))
+def _other_pictures(seed: int, asks: tuple[tuple[str, str], ...]) -> tuple[Image.Image, ...]:
+    return tuple(_true_picture(seed, dict(asks), f"other {seed} {number}") for number in range(OTHERS))
 
 
-def _true_picture(seed: int, asks: Mapping[str, str], pose: str, side: int) -> Image.Image:
+def _true_picture(seed: int, asks: Mapping[str, str], pose: str) -> Image.Image:
     """What a prompt asks for, be it of the context or a trait of the person."""
     who = with_traits(identity(seed), {name: value for name, value in asks.items() if name in TRAITS})
     context = Context(**{name: value for name, value in asks.items() if name in ATTRIBUTES})
-    return draw_face(who, context, random_pose(random.Random(pose)), side)
+    return draw_face(who, context, random_pose(random.Random(pose)), SIDE)
 
 
-def photo_file(subject: StudySubject, context: Mapping[str, str], side: int, folder: Path) -> Path:
-    """The subject's photo as a file: its own, or drawn into the folder, of this side in pixels."""
+def photo_file(subject: StudySubject, context: Mapping[str, str], folder: Path) -> Path:
+    """The subject's photo as a file: its own, or drawn into the folder."""
     if subject.file is not None:
         return subject.file
-    known = (f"{key}={value}" for key, value in sorted(context.items()))
-    words = " ".join([subject.name, *known, f"{side}px"])
+    words = " ".join([subject.name, *(f"{key}={value}" for key, value in sorted(context.items()))])
     path = folder / f"{words}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path, force=True) as file:  # another process may draw the same
-            reference_photo(subject.seed, side, **context).save(file, "PNG")
+            reference_photo(subject.seed, **context).save(file, "PNG")
     return path
 
 
 def photo_of(subject: StudySubject, config: Config, context: Mapping[str, str]) -> Image.Image:
     """The photo that is tuned on, in its context if the face world draws it, as a square of the model's resolution."""
     if subject.file is None:
-        return reference_photo(subject.seed, config.base.resolution, **context)
+        return reference_photo(subject.seed, **context)
     return _square(subject.file, config)
 
 
