@@ -148,13 +148,15 @@ def test_the_first_process_tells_what_the_others_found(tmp_path: Path) -> None:
 
 def test_scores_by_weights_that_another_process_has_fetched_count(tmp_path: Path) -> None:
     """This one judged nothing by them, and has seen only that they were not there."""
-    made = Run(tmp_path / "run", read_study(str(write(tmp_path, study_of(tmp_path)))))
+    metrics = {"clip": {"models": ["RN50"]}}
+    study = read_study(str(write(tmp_path, study_of(tmp_path, metrics=metrics, outputs={}, pairs=None))))
+    made = Run(tmp_path / "run", study)
     cell = made.cells(made.study.methods)[0]
-    record = {"cell": cell.mark, "mark": "fetched", "seconds": 1.0, "scores": [{"identity": 0.5}]}
-    write_json(cell.folder / f"scores-{slug('faceworld')}.json", record)
-    assert made.jury.scores(cell, "faceworld") is None
-    made.jury.hear({}, {"faceworld": "fetched"})
-    assert made.jury.scores(cell, "faceworld") == record["scores"]
+    record = {"cell": cell.mark, "mark": "fetched", "seconds": 1.0, "scores": [{"CLIP RN50": 0.5}]}
+    write_json(cell.folder / f"scores-{slug('CLIP RN50')}.json", record)
+    assert made.jury.scores(cell, "CLIP RN50") is None
+    made.jury.hear({}, {"CLIP RN50": "fetched"})
+    assert made.jury.scores(cell, "CLIP RN50") == record["scores"]
 
 
 @pytest.mark.slow
