@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_pictures_are_of_the_size_asked_for() -> None:
 def test_the_splits_share_no_person() -> None:
     seeds = [set(split) for split in world.SPLITS.values()]
     assert sum(map(len, seeds)) == len(set().union(*seeds))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in world.TRAITS.items() for value in values]
+)
+def test_a_person_can_be_given_every_trait(name: str, value: str) -> None:
+    who = world.with_traits(replace(identity(3), glasses="round", hair_style="short"), {name: value})
+    assert who.traits()[name] == value
+    draw_face(who, Context(), Pose())
 
 
 def test_traits_and_attributes_have_names_that_the_judges_know() -> None:

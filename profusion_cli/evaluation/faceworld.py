@@ -11,7 +11,7 @@ import torch
 
 from profusion_cli.evaluation.metrics import Distance, Judged, Remembered, loading, text_option
 from profusion_cli.faceworld.judges import Judges
-from profusion_cli.faceworld.world import TRAITS, Context, named
+from profusion_cli.faceworld.world import TRAITS, asked_context, named
 from profusion_cli.presets import local_path
 
 DETAIL = "details: "
@@ -81,7 +81,7 @@ class FaceWorldJudges:
         return {"identity": identity, "copying": to_photo - identity}
 
     def _details(self, found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
-        asked = Context(**{name: value for name, value in item.asks.items() if name not in TRAITS})
+        asked = asked_context(item.asks)
         left_out = {*item.asks, *asked.hidden()}
         readable = [name for name in self.judges.readable[asked.style] if name not in left_out]
         hits = {name: float(found[name] == value) for name, value in named(item.traits).items() if name in readable}

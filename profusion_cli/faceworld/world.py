@@ -147,17 +147,21 @@ TRAITS = {
 }
 
 
-_VALUES: dict[tuple[str, str], bool | float] = {
-    ("freckles", "no"): False,
-    ("freckles", "yes"): True,
-    ("ears", "small"): 0.8,
-    ("ears", "big"): 1.35,
+_FIELDS: dict[tuple[str, str], tuple[str, object]] = {
+    ("freckles", "no"): ("freckles", False),
+    ("freckles", "yes"): ("freckles", True),
+    ("ears", "small"): ("ears", 0.8),
+    ("ears", "big"): ("ears", 1.35),
+    ("hair colour", "none"): ("hair_style", "bald"),
+    ("glasses colour", "none"): ("glasses", "none"),
 }
+"""Field and value of an identity, of traits that are not called as these are."""
 
 
 def with_traits(who: Identity, traits: Mapping[str, str]) -> Identity:
     """The person with other traits, by the names and values of `TRAITS`."""
-    return replace(who, **{name.replace(" ", "_"): _VALUES.get((name, value), value) for name, value in traits.items()})
+    fields = [_FIELDS.get(trait, (trait[0].replace(" ", "_"), trait[1])) for trait in traits.items()]
+    return replace(who, **dict(fields))
 
 
 def identity(seed: int) -> Identity:
@@ -184,6 +188,11 @@ def identity(seed: int) -> Identity:
         freckles=rng.random() < 0.2,
         ears=rng.choice((0.8, 1.35)),
     )
+
+
+def asked_context(asks: Mapping[str, str]) -> Context:
+    """The context that is asked for; what is asked of the person's traits is left out."""
+    return Context(**{name: value for name, value in asks.items() if name not in TRAITS})
 
 
 def context(rng: random.Random) -> Context:

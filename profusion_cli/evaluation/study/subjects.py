@@ -16,7 +16,7 @@ from profusion_cli.evaluation.study.schema import DESCRIBED, Method, Study
 from profusion_cli.faceworld.captions import description
 from profusion_cli.faceworld.drawing.face import draw_face
 from profusion_cli.faceworld.drawing.pose import random_pose
-from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, TRAITS, Context, identity, with_traits
+from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, TRAITS, Context, asked_context, identity, with_traits
 from profusion_cli.files import atomic_output, read_source
 from profusion_cli.images import crop_square, decode_photo
 
@@ -141,8 +141,7 @@ def _other_pictures(seed: int, asks: tuple[tuple[str, str], ...]) -> tuple[Image
 def _true_picture(seed: int, asks: Mapping[str, str], pose: str) -> Image.Image:
     """What a prompt asks for, be it of the context or a trait of the person."""
     who = with_traits(identity(seed), {name: value for name, value in asks.items() if name in TRAITS})
-    context = Context(**{name: value for name, value in asks.items() if name in ATTRIBUTES})
-    return draw_face(who, context, random_pose(random.Random(pose)), SIDE)
+    return draw_face(who, asked_context(asks), random_pose(random.Random(pose)), SIDE)
 
 
 def photo_file(subject: StudySubject, context: Mapping[str, str], folder: Path) -> Path:
