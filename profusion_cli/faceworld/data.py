@@ -80,16 +80,14 @@ class Stream(torch.utils.data.Dataset):
     Args:
         pictures: in each step.
         side: of the pictures in pixels.
-        each: how many pictures of each person, side by side; 1 to `PER_IDENTITY`.
     """
 
-    def __init__(self, pictures: int, side: int, each: int = 1) -> None:
-        self.pictures, self.side, self.each = pictures, side, each
+    def __init__(self, pictures: int, side: int) -> None:
+        self.pictures, self.side = pictures, side
 
     def numbers(self, step: int) -> list[int]:
-        """The numbers of the pictures of this step."""
-        people = range(step * self.pictures // self.each, (step + 1) * self.pictures // self.each)
-        return [person * PER_IDENTITY + of for person in people for of in range(self.each)]
+        """The numbers of the pictures of this step, each of another person."""
+        return [person * PER_IDENTITY for person in range(step * self.pictures, (step + 1) * self.pictures)]
 
     def __getitem__(self, step: int) -> np.ndarray:
         return np.stack([draw_example(number, side=self.side) for number in self.numbers(step)])

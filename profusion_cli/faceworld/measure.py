@@ -56,7 +56,7 @@ def check_judges(judges: Judges, people: int, split: str = "test", side: int = 6
     right: dict[str, list[bool]] = defaultdict(list)
     for found, one in zip(seen, shown, strict=True):
         for name, value in {**one.context.attributes(), **one.who.traits()}.items():
-            if name in found and name not in one.context.hidden():
+            if name not in one.context.hidden():
                 right[name].append(found[name] == value)
     similarity = vectors @ vectors.T
     person = np.array([one.person for one in shown])
@@ -96,7 +96,7 @@ def reading(judges: Judges, people: int, split: str = "validation", side: int = 
             ]
             for seed, shown, seen in zip(seeds, contexts, judges.attributes(images), strict=True):
                 for name, value in named(identity(seed).traits()).items():
-                    if name in seen and name not in shown.hidden():
+                    if name not in shown.hidden():
                         right[name].append(seen[name] == value)
         found[style] = {name: float(np.mean(values)) for name, values in right.items()}
     return found

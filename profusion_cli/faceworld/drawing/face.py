@@ -43,43 +43,6 @@ FEATURES: dict[str, Callable[[Person], None]] = {
 """The features of a face, from back to front."""
 
 
-def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Image.Image:
-    """One picture.
-
-    Args:
-        who: the person.
-        context: style, place, clothes, headwear and framing.
-        pose: everything else.
-        side: of the picture, in pixels.
-    """
-    return finished(unfinished(who, context, pose, side), context, pose)
-
-
-def unfinished(
-    who: Identity, context: Context, pose: Pose, side: int, draw: Callable[[Person], None] | None = None
-) -> Image.Image:
-    """The drawing without its light and style, `OVERSAMPLING` times as large; `draw` draws the person, if given."""
-    rng = random.Random(pose.seed)
-    canvas = Canvas(side * OVERSAMPLING, context.style)
-    draw_place(canvas, context, pose, rng)
-    (draw or draw_whole)(stand(canvas, who, context, pose))
-    return canvas.image
-
-
-def finished(drawing: Image.Image, context: Context, pose: Pose) -> Image.Image:
-    """What `unfinished` drew as the picture."""
-    return finish(drawing.reduce(OVERSAMPLING), context.style, pose, drawing.width // OVERSAMPLING)
-
-
-def head_mask(who: Identity, context: Context, pose: Pose, side: int = 64) -> np.ndarray:
-    """Where the head of `draw_face` is, with hair and headwear: boolean, shape (side, side)."""
-    canvas = Canvas(side * OVERSAMPLING, context.style)
-    rectangle(canvas, 0, 0, 1, 1, NOWHERE)
-    draw_person(None, stand(canvas, who, context, pose))
-    drawn = (np.asarray(canvas.image) != NOWHERE).any(2)
-    return drawn.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean((1, 3)) >= 0.5
-
-
 def draw_person(body: Person | None, head: Person | None, features: Mapping[str, Person | None] | None = None) -> None:
     """From back to front. A well-formed person's body, head and features are in one frame.
 
@@ -99,6 +62,43 @@ def draw_person(body: Person | None, head: Person | None, features: Mapping[str,
 def draw_whole(person: Person) -> None:
     """A well-formed person."""
     draw_person(person, person)
+
+
+def draw_face(who: Identity, context: Context, pose: Pose, side: int = 64) -> Image.Image:
+    """One picture.
+
+    Args:
+        who: the person.
+        context: style, place, clothes, headwear and framing.
+        pose: everything else.
+        side: of the picture, in pixels.
+    """
+    return finished(unfinished(who, context, pose, side), context, pose)
+
+
+def unfinished(
+    who: Identity, context: Context, pose: Pose, side: int, draw: Callable[[Person], None] = draw_whole
+) -> Image.Image:
+    """The drawing without its light and style, `OVERSAMPLING` times as large; `draw` draws the person."""
+    rng = random.Random(pose.seed)
+    canvas = Canvas(side * OVERSAMPLING, context.style)
+    draw_place(canvas, context, pose, rng)
+    draw(stand(canvas, who, context, pose))
+    return canvas.image
+
+
+def finished(drawing: Image.Image, context: Context, pose: Pose) -> Image.Image:
+    """What `unfinished` drew as the picture."""
+    return finish(drawing.reduce(OVERSAMPLING), context.style, pose, drawing.width // OVERSAMPLING)
+
+
+def head_mask(who: Identity, context: Context, pose: Pose, side: int = 64) -> np.ndarray:
+    """Where the head of `draw_face` is, with hair and headwear: boolean, shape (side, side)."""
+    canvas = Canvas(side * OVERSAMPLING, context.style)
+    rectangle(canvas, 0, 0, 1, 1, NOWHERE)
+    draw_person(None, stand(canvas, who, context, pose))
+    drawn = (np.asarray(canvas.image) != NOWHERE).any(2)
+    return drawn.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean((1, 3)) >= 0.5
 
 
 def _draw_head(head: Person, features: Mapping[str, Person | None]) -> None:
