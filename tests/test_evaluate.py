@@ -834,6 +834,10 @@ def test_a_wrong_pairing_scores_lower_by_the_face_worlds_judges() -> None:
     assert mean(right, "details") > 0.8 > 0.5 > mean(people, "details")
     assert abs(mean(right, "copying")) < 0.05 and mean(copied, "copying") > mean(right, "copying") + 0.05
     assert mean(right, "adherence") > 0.95 > 0.3 > mean(prompts, "adherence")
+    crowned = replace(right[2], asks={"headwear": "crown", "place": "beach"})
+    (scores,) = judge.score([crowned])
+    asked_for = [scores["adherence: headwear"], scores["adherence: place"], scores["adherence: style"]]
+    assert asked_for == [1, 0, None] and scores["adherence"] == 0.5
 
 
 def test_a_table_is_of_means_over_subjects() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from profusion_cli.evaluation.metrics import Distance, Judged, Remembered, loading, text_option
-from profusion_cli.faceworld.judges import Judges
+from profusion_cli.faceworld.judges import CLASSES, Judges
 from profusion_cli.faceworld.world import TRAITS, asked_context, named
 from profusion_cli.presets import local_path
 
-DETAIL = "details: "
+ASKED, DETAIL = "adherence: ", "details: "
 
 
 class FaceWorldJudges:
@@ -40,7 +40,11 @@ class FaceWorldJudges:
     """
 
     name = "faceworld"
-    columns = ("adherence", "identity", "copying", "structure", "details", *(DETAIL + trait for trait in TRAITS))
+    columns = (
+        *("adherence", *(ASKED + name for name in CLASSES)),
+        *("identity", "copying", "structure"),
+        *("details", *(DETAIL + trait for trait in TRAITS)),
+    )
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
@@ -85,10 +89,13 @@ class FaceWorldJudges:
         left_out = {*item.asks, *asked.hidden()}
         readable = [name for name in self.judges.readable[asked.style] if name not in left_out]
         hits = {name: float(found[name] == value) for name, value in named(item.traits).items() if name in readable}
-        own = {DETAIL + trait: hits.get(trait) for trait in TRAITS}
-        return {"details": sum(hits.values()) / len(hits) if hits else None, **own}
+        return {"details": _share(hits), **{DETAIL + trait: hits.get(trait) for trait in TRAITS}}
 
 
 def _adherence(found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
-    hits = [found[name] == value for name, value in item.asks.items()]
-    return {"adherence": sum(hits) / len(hits) if hits else None}
+    hits = {name: float(found[name] == value) for name, value in item.asks.items()}
+    return {"adherence": _share(hits), **{ASKED + name: hits.get(name) for name in CLASSES}}
+
+
+def _share(hits: Mapping[str, float]) -> float | None:
+    return sum(hits.values()) / len(hits) if hits else None
