@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -28,7 +27,7 @@ from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker
 from profusion_cli.evaluation.faceworld import FaceWorldJudges
-from profusion_cli.evaluation.metrics import RECONSTRUCTION, Judged, make_metrics
+from profusion_cli.evaluation.metrics import RECONSTRUCTION, make_metrics
 from profusion_cli.evaluation.pairs.entries import comparison_of
 from profusion_cli.evaluation.rendering import render
 from profusion_cli.evaluation.report.page import write_report
@@ -37,10 +36,9 @@ from profusion_cli.evaluation.report.tables import difference, faceless, summari
 from profusion_cli.evaluation.runner import Run
 from profusion_cli.evaluation.study.reading import build_study, read_study, shipped_studies
 from profusion_cli.evaluation.study.schema import Figure
-from profusion_cli.evaluation.study.subjects import drawn, other_pictures, reference_photo, subjects_of
+from profusion_cli.evaluation.study.subjects import subjects_of
 from profusion_cli.faceworld.captions import vocabulary
 from profusion_cli.faceworld.judges import CLASSES
-from profusion_cli.faceworld.world import SPLITS, identity
 from profusion_cli.files import locked
 from profusion_cli.presets import preset_folder
 from profusion_cli.runtime import device
@@ -809,35 +807,6 @@ def test_shipped_studies_make_sense() -> None:
                 assert prompt.asks and all(value in CLASSES[key] for key, value in prompt.asks.items())
             words = {word for n in range(24) for word in subjects_of(study)[n % 4].description.split()}
             assert words <= set(vocabulary())
-
-
-def test_a_wrong_pairing_scores_lower_by_the_face_worlds_judges() -> None:
-    """Subject A's pictures judged against subject B, and prompts exchanged."""
-    (judge,) = make_metrics("faceworld", {}, torch.device("cpu"))
-    asked = [{"place": "beach"}, {"style": "anime"}, {"headwear": "crown"}, {"clothes": "suit"}]
-    seeds = SPLITS["test"][:12]
-    right = [
-        Judged(drawn(s, a, 0), reference_photo(s), "", a, other_pictures(s, a), identity(s).traits())
-        for s in seeds
-        for a in asked
-    ]
-    shifted = [right[(number + len(asked)) % len(right)] for number in range(len(right))]
-    people = [replace(other, picture=j.picture, asks=j.asks) for j, other in zip(right, shifted, strict=True)]
-    turned = right[1:] + right[:1]
-    prompts = [replace(j, asks=other.asks) for j, other in zip(right, turned, strict=True)]
-    copied = [replace(j, picture=j.photo) for j in right]
-
-    def mean(judged: list[Judged], column: str) -> float:
-        return float(np.mean([scores[column] for scores in judge.score(judged)]))
-
-    assert mean(right, "identity") > mean(people, "identity") + 0.6
-    assert mean(right, "details") > 0.8 > 0.5 > mean(people, "details")
-    assert abs(mean(right, "copying")) < 0.05 and mean(copied, "copying") > mean(right, "copying") + 0.05
-    assert mean(right, "adherence") > 0.95 > 0.3 > mean(prompts, "adherence")
-    crowned = replace(right[2], asks={"headwear": "crown", "place": "beach"})
-    (scores,) = judge.score([crowned])
-    asked_for = [scores["adherence: headwear"], scores["adherence: place"], scores["adherence: style"]]
-    assert asked_for == [1, 0, None] and scores["adherence"] == 0.5
 
 
 def test_a_table_is_of_means_over_subjects() -> None:

@@ -102,14 +102,18 @@ def build(
 @app.command()
 def judge(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built model.", callback=_check_model)],
-    people: Annotated[int, typer.Option(min=2, help="How many.")] = 200,
+    people: Annotated[int, typer.Option(min=3, help="How many.")] = 200,
     split: Split = "test",
 ) -> None:
-    """Check the judges on pictures by the renderer, as one JSON object."""
+    """Check the judges, and the columns of studies, on pictures by the renderer, as one JSON object."""
     from profusion_cli.faceworld.judges import Judges
     from profusion_cli.faceworld.measure import check_judges
+    from profusion_cli.faceworld.reactions import reactions
 
-    Output(as_json=True).record(check_judges(Judges(model / "judges"), people, split))
+    folder = model / "judges"
+    Output(as_json=True).record(
+        {**check_judges(Judges(folder), people, split), "columns": reactions(folder, people, split)}
+    )
 
 
 if __name__ == "__main__":

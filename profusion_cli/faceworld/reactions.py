@@ -1,0 +1,114 @@
+"""How the columns of the metric `faceworld` react to what they are for, on the renderer's own pictures.
+
+Nothing is drawn by a model here: a true picture is damaged on purpose, so that a column that does not fall is seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from profusion_cli.evaluation.faceworld import FaceWorldJudges
+from profusion_cli.evaluation.metrics import Judged
+from profusion_cli.evaluation.statistics import FeatureSet, kernel_distance
+from profusion_cli.evaluation.study.subjects import SIDE, other_pictures, reference_photo
+from profusion_cli.faceworld.damage import KINDS, Scene
+from profusion_cli.faceworld.drawing.pose import random_pose
+from profusion_cli.faceworld.world import SPLITS, asked_context, identity, with_traits
+
+PROMPTS: tuple[dict[str, str], ...] = (
+    {"place": "beach"},
+    {"style": "anime"},
+    {"headwear": "crown"},
+    {"clothes": "suit", "framing": "half-length"},
+)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+
+def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[str, float]]:
+    """Means of every column, of true pictures and of the same ones spoilt in ways that each are for some columns.
+
+    Args:
+        judges: their folder.
+        people: how many, at least 3; each is drawn once for every one of `PROMPTS`.
+        split: of whom.
+
+    Returns:
+        By how pictures were spoilt, and by column.
+    """
+    metric = FaceWorldJudges({"folder": str(judges)}, torch.device("cpu"))
+    seeds = SPLITS[split][:people]
+    return {name: _means(metric, seeds, spoil) for name, spoil in _SPOILT.items()}
+
+
+def _means(metric: FaceWorldJudges, seeds: Sequence[int], spoil: _Spoil) -> dict[str, float]:
+    (distance,) = metric.distances
+    scores: list[Mapping[str, float | None]] = []
+    own, true = {}, {}
+    for seed in seeds:
+        judged = [
+            Judged(
+                spoil(_scene(seed, asks), seed, asked),
+                reference_photo(seed),
+                "",
+                asks,
+                other_pictures(seed, asks),
+                identity(seed).traits(),
+            )
+            for asks, asked in zip(PROMPTS, [*PROMPTS[1:], PROMPTS[0]], strict=True)
+        ]
+        scores += metric.score(judged)
+        own[str(seed)] = np.stack(distance.features([one.picture for one in judged]))
+        true[str(seed)] = np.stack(distance.features([other for one in judged for other in one.others]))
+    found = {}
+    for column in metric.columns:
+        values = [score[column] for score in scores if score[column] is not None]
+        if values:
+            found[column] = float(np.mean(values))
+    return {**found, distance.column: kernel_distance(FeatureSet(own), FeatureSet(true)).mean}
+
+
+_Spoil = Callable[[Scene, int, Mapping[str, str]], Image.Image]
+"""Of a scene, who is on it, and what another prompt asks for, the picture that is judged."""
+
+
+def _scene(seed: int, asks: Mapping[str, str]) -> Scene:
+    pose = random_pose(random.Random(f"reaction {seed} {sorted(asks.items())}"))
+    return Scene(identity(seed), asked_context(asks), pose, SIDE)
+
+
+def _damaged(kind: str, strength: float) -> _Spoil:
+    def spoil(scene: Scene, _: int, __: Mapping[str, str]) -> Image.Image:
+        return Image.fromarray(KINDS[kind](scene, random.Random(f"{kind} {scene.pose}"), strength))
+
+    return spoil
+
+
+def _without(trait: str) -> _Spoil:
+    def spoil(scene: Scene, _: int, __: Mapping[str, str]) -> Image.Image:
+        return _picture(replace(scene, who=with_traits(scene.who, {trait: "none"})))
+
+    return spoil
+
+
+def _picture(scene: Scene) -> Image.Image:
+    return Image.fromarray(scene.picture)
+
+
+_SPOILT: dict[str, _Spoil] = {
+    "true pictures": lambda scene, _, __: _picture(scene),
+    "of what another prompt asks for": lambda scene, _, asks: _picture(replace(scene, context=asked_context(asks))),
+    "the tuned photo": lambda _, seed, __: reference_photo(seed),
+    "of somebody else": lambda scene, seed, _: _picture(replace(scene, who=identity(-1 - seed))),  # who is in no split
+    "without glasses": _without("glasses"),
+    "without beard": _without("beard"),
+    "blurred": lambda scene, _, __: _picture(scene).filter(ImageFilter.GaussianBlur(1)),
+    **{f"two framings blended, {strength}": _damaged("blended", strength) for strength in STRENGTHS},
+    **{f"parts doubled, {strength}": _damaged("doubled", strength) for strength in STRENGTHS},
+}
