@@ -64,7 +64,7 @@ FULL = Scale(
         "promptnet": 2500,
         "attributes": 4000,
         "identities": 700,
-        "structure": 2400,
+        "structure": 8000,
     },
     batch={
         "clip": 128,
