@@ -399,6 +399,26 @@ def test_kept_bundles_are_drawn_from_wherever_one_is(tmp_path: Path, monkeypatch
     ok("sample", kept, "S*", "-o", tmp_path / "picture.png")
 
 
+def test_runs_that_share_bundles_make_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"pretrain": {"steps": 1, "batch_size": 2}}
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S*"], reconstructions=0, pretrain_on=2)
+    source["methods"] = {"tuned": {"augment": False}, "own": {**own, "augment": False}}
+    study, bundles = write(tmp_path, source), tmp_path / "bundles"
+    ok("evaluate", study, "-o", tmp_path / "one", "--limit", 1, "--bundles", bundles)
+    assert not any((tmp_path / "one" / folder).exists() for folder in ("bundles", "work", "promptnets"))
+    before = {path: path.stat().st_mtime_ns for path in bundles.rglob("*.pfz")}
+    assert [path.parent.name for path in sorted(before)] == ["finetune", "finetune", "promptnets"]
+    source["settings"] = {**QUICK, "sample.gamma": 0.3}
+    for name in ("make_subject", "make_promptnet"):
+        monkeypatch.setattr(jobs, name, Mock(side_effect=AssertionError))
+    ok("evaluate", write(tmp_path, source), "-o", tmp_path / "two", "--limit", 1, "--bundles", bundles)
+    assert before == {path: path.stat().st_mtime_ns for path in bundles.rglob("*.pfz")}
+    results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two")]
+    assert all(len(result["pictures"]) == 2 for result in results)
+    refused = run("evaluate", study, "-o", tmp_path / "one", "--bundles", bundles, "--keep-bundles")
+    assert refused.exit_code == 2 and "--keep-bundles has no effect" in refused.stderr
+
+
 def test_every_subject_is_tuned_in_the_precision_of_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process makes them all, and accelerate's precision is the process's."""
     used, real = [], TrainingObjective.forward

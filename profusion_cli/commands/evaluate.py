@@ -60,6 +60,14 @@ def evaluate(
     keep_bundles: Annotated[
         bool, typer.Option("--keep-bundles", help="Keep the subjects' bundles, to sample them in other ways later.")
     ] = False,
+    bundles: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundles",
+            metavar="DIR",
+            help="Keep subjects' bundles and PromptNets here; what another run has made there is not made again.",
+        ),
+    ] = None,
     pairs: Annotated[
         bool,
         typer.Option(
@@ -95,7 +103,7 @@ def evaluate(
     """
     output, device = Output(quiet or not is_main_process(), as_json), flags.get("device")
     given = {"--output": target, "--photos": photos, "--only": only, "--limit": limit, "--device": device, "--key": key}
-    given |= {"--pretrain-on": pretrain_on}
+    given |= {"--pretrain-on": pretrain_on, "--bundles": bundles}
     given |= {"--continue": go_on or None, "--keep-bundles": keep_bundles or None}
     if pairs and pairs_results:
         raise UsageError("--pairs writes the page, and --pairs-results reads the answers.", "Give one of the two.")
@@ -109,6 +117,8 @@ def evaluate(
             )
         (_write_pairs if pairs else _read_pairs)(arguments or [], key, output)
         return
+    if keep_bundles and bundles is not None:
+        raise UsageError("--keep-bundles has no effect with --bundles, where they are kept.", "Leave it out.")
     if key is not None:
         raise UsageError("--key has no effect without --pairs-results.", "Leave it out.")
     if len(arguments or []) != 1:
@@ -118,7 +128,7 @@ def evaluate(
         raise UsageError(told, f"Give one: {', '.join(shipped_studies())}; or a YAML file.")
     if target is None:
         raise UsageError("There is no folder for the run.", "Name one with -o DIR.")
-    _run(arguments[0], target, photos or [], pretrain_on, only, limit, go_on, keep_bundles, device, output)
+    _run(arguments[0], target, photos or [], pretrain_on, only, limit, go_on, keep_bundles, bundles, device, output)
 
 
 def _write_pairs(runs: list[str], _: Path | None, output: Output) -> None:
@@ -165,6 +175,7 @@ def _run(
     limit: int | None,
     go_on: bool,
     keep_bundles: bool,
+    bundles: Path | None,
     device: str | None,
     output: Output,
 ) -> None:
@@ -188,7 +199,7 @@ def _run(
     config = plan.config(methods[0])
     placement = resolve_placement(config.device, config.dtype, training=False)
     with launched(placement.device) as processes:
-        run = Run(target, plan, limit, output, placement.device, keep_bundles, processes=processes)
+        run = Run(target, plan, limit, output, placement.device, keep_bundles, bundles, processes=processes)
         references = {subject.name: photo_of(subject, config, subject.context) for subject in run.everyone}
         for subject in run.everyone:  # so that one that is damaged stops a run before it begins
             held_out_of(subject, config)

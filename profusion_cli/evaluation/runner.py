@@ -44,6 +44,7 @@ class Run:
         output: where progress goes.
         device: that metrics run on.
         keep_bundles: keep the subjects' bundles, of which every method makes one for every subject.
+        bundles: a folder to keep them in that other runs share; None: the run's own.
         elsewhere: pictures may have been made in a precision that `auto` does not mean on this machine.
         processes: that work on the run; the first of them has the folder, and tells what the others found too.
 
@@ -60,6 +61,7 @@ class Run:
         output: Output | None = None,
         device: torch.device | None = None,
         keep_bundles: bool = False,
+        bundles: Path | None = None,
         elsewhere: bool = False,
         processes: Processes | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class Run:
             for metric in make_metrics(key, options, device or torch.device("cpu"))
         ]
         self.marks = Marks(study)
-        self.bundles = Bundles(folder, study, self.marks, keep_bundles)
+        self.bundles = Bundles(folder, study, self.marks, keep_bundles, bundles)
         self.maker = Maker(study, self.bundles, output, self.processes.share)
         self.jury = Jury(folder, study, metrics, self.marks, output, self.processes.share)
         lonely = [method.name for method in study.methods if method.kind == TWO and len(self.everyone) < 2]

@@ -33,10 +33,12 @@ class Bundles:
         study: see above.
         marks: of what they depend on.
         keep: the subjects' bundles when their pictures are made.
+        shared: a folder that several runs keep all of them in, each made by the first that needs it; None: the run's.
     """
 
-    def __init__(self, folder: Path, study: Study, marks: Marks, keep: bool) -> None:
-        self.folder, self.study, self.marks, self.keep = folder, study, marks, keep
+    def __init__(self, folder: Path, study: Study, marks: Marks, keep: bool, shared: Path | None = None) -> None:
+        self.folder, self.study, self.marks, self.shared = folder, study, marks, shared
+        self.keep = keep or shared is not None
         self.untrained: dict[Path, ProfusionError] = {}
         """Why PromptNets are missing, by their files; they are not tried again."""
 
@@ -75,7 +77,7 @@ class Bundles:
 
     def promptnet_file(self, method: Method) -> Path:
         """Where the PromptNet that a method pre-trains for itself is, or will be."""
-        return self.folder / "promptnets" / f"{self.marks.of_pretraining(method)}.pfz"
+        return self._promptnets / f"{self.marks.of_pretraining(method)}.pfz"
 
     def promptnet(self, method: Method, meter: Meter) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects.
@@ -83,13 +85,13 @@ class Bundles:
         Raises:
             ProfusionError: it cannot be made, or could not when it was tried.
         """
-        target, folder = self.promptnet_file(method), self.folder / "promptnets"
+        target, cache = self.promptnet_file(method), self._promptnets / "cache"
         if target in self.untrained:
             raise self.untrained[target]
         if not target.exists():
             pictures, config = self.pictures(), self.study.config(method)
             try:
-                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), folder / "cache", meter, config)
+                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), cache, meter, config)
             except ProfusionError as error:
                 self.untrained[target] = error
                 raise
@@ -99,8 +101,12 @@ class Bundles:
         """What PromptNets are pre-trained on; portraits are drawn where they are not there yet."""
         given = self.study.pretrain_on
         if isinstance(given, int):
-            return draw_portraits(self.folder / "promptnets" / f"portraits-{given}", given, SIDE)
+            return draw_portraits(self._promptnets / f"portraits-{given}", given, SIDE)
         return given
+
+    @property
+    def _promptnets(self) -> Path:
+        return (self.shared or self.folder) / "promptnets"
 
     def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
         source = photo_file(subject, subject.photo_context(cell.method), self.folder / "photos")
@@ -132,8 +138,9 @@ class Bundles:
 
     def _made(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
         """A subject's bundle, from the disk where it was made before under the same name."""
-        places = [self.folder / folder / kind / name for folder in (KEPT, UNKEPT)]
-        target = next((place for place in places if place.exists()), places[0 if self.keep else 1])
+        folders = [*([self.shared] if self.shared else []), self.folder / KEPT, self.folder / UNKEPT]
+        places = [folder / kind / name for folder in folders]
+        target = next((place for place in places if place.exists()), places[0 if self.keep else -1])
         if not target.exists():
             make(target)
         return target
