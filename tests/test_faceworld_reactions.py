@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from profusion_cli.evaluation.metrics import Judged, make_metrics
 from profusion_cli.evaluation.study.subjects import drawn, reference_photo
@@ -51,3 +52,20 @@ def test_adherence_is_told_of_each_thing_that_is_asked_for() -> None:
     (scores,) = judge.score([Judged(picture, photo, "", {"headwear": "crown", "place": "beach"})])
     asked_for = [scores["adherence: headwear"], scores["adherence: place"], scores["adherence: style"]]
     assert asked_for == [1, 0, None] and scores["adherence"] == 0.5
+
+
+def test_what_is_carried_is_what_the_photo_has_and_nobody_asked_for() -> None:
+    (judge,) = make_metrics("faceworld", {}, torch.device("cpu"))
+    seed = SPLITS["test"][1]
+    photo, asks = reference_photo(seed, place="forest", framing="half-length"), {"headwear": "crown"}
+    pictures = [
+        drawn(seed, {**asks, **more}, 0)
+        for more in ({}, {"place": "forest"}, {"place": "forest", "framing": "half-length"})
+    ]
+
+    def carried(photo: Image.Image, asks: dict[str, str]) -> list[float | None]:
+        return [scores["carried"] for scores in judge.score([Judged(one, photo, "", asks) for one in pictures])]
+
+    assert carried(photo, asks) == [0, 0.5, 1]
+    assert carried(photo, {"place": "forest"}) == [0, 0, 1], "what is asked for is not carried"
+    assert carried(reference_photo(seed), asks) == [None] * 3, "an everyday photo"

@@ -11,7 +11,7 @@ import torch
 
 from profusion_cli.evaluation.metrics import Distance, Judged, Remembered, loading, text_option
 from profusion_cli.faceworld.judges import CLASSES, Judges
-from profusion_cli.faceworld.world import TRAITS, asked_context, named
+from profusion_cli.faceworld.world import TRAITS, Context, asked_context, named
 from profusion_cli.presets import local_path
 
 ASKED, DETAIL = "adherence: ", "details: "
@@ -24,6 +24,8 @@ class FaceWorldJudges:
     - `identity`: the mean similarity to other true pictures of the person in what the prompt asks for, in [-1, 1];
       where there are none, to the photo.
     - `copying`: the similarity to the photo that was tuned on, less that; the renderer's own pictures have its zero.
+    - `carried`: of what is not everyday about the photo, such as its place, and is not asked for, the share that is
+      seen all the same, in [0, 1].
     - `details`: of the traits that the person has, and that can be read in this style and context, the share that is
       read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for is
       no detail of the person.
@@ -42,7 +44,7 @@ class FaceWorldJudges:
     name = "faceworld"
     columns = (
         *("adherence", *(ASKED + name for name in CLASSES)),
-        *("identity", "copying", "structure"),
+        *("identity", "copying", "carried", "structure"),
         *("details", *(DETAIL + trait for trait in TRAITS)),
     )
 
@@ -50,6 +52,7 @@ class FaceWorldJudges:
         self.folder = Path(local_path(text_option(options, "folder") or "shipped:faceworld/judges"))
         self.weights = (self.folder,)
         self._embeddings = Remembered(lambda images: self.judges.embeddings(images), batch_size=64)
+        self._of_photos = Remembered(lambda images: self.judges.attributes(images), batch_size=64)
         features = Remembered(lambda images: self.judges.features(images).numpy(), batch_size=64)
         self.distances = (Distance("KID", features),)
 
@@ -68,10 +71,17 @@ class FaceWorldJudges:
             UnavailableError: the judges are not there, or damaged.
         """
         images = [item.picture for item in pictures]
-        judged = zip(self.judges.attributes(images), self.judges.structure(images), pictures, strict=True)
+        seen, structure = self.judges.attributes(images), self.judges.structure(images)
+        photos = self._of_photos([item.photo for item in pictures])
         return [
-            {**_adherence(seen, item), **self._identity(item), "structure": structure, **self._details(seen, item)}
-            for seen, structure, item in judged
+            {
+                **_adherence(found, item),
+                **self._identity(item),
+                "carried": _carried(found, in_photo, item),
+                "structure": intact,
+                **self._details(found, item),
+            }
+            for found, in_photo, intact, item in zip(seen, photos, structure, pictures, strict=True)
         ]
 
     def _identity(self, item: Judged) -> dict[str, float | None]:
@@ -95,6 +105,12 @@ class FaceWorldJudges:
 def _adherence(found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
     hits = {name: float(found[name] == value) for name, value in item.asks.items()}
     return {"adherence": _share(hits), **{ASKED + name: hits.get(name) for name in CLASSES}}
+
+
+def _carried(found: Mapping[str, str], in_photo: Mapping[str, str], item: Judged) -> float | None:
+    everyday = Context().attributes().items()
+    special = [name for name, value in everyday if in_photo[name] != value and name not in item.asks]
+    return _share({name: float(found[name] == in_photo[name]) for name in special})
 
 
 def _share(hits: Mapping[str, float]) -> float | None:
