@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from profusion_cli.evaluation.runner import Run
-from profusion_cli.evaluation.study.reading import build_study, read_study
+from profusion_cli.evaluation.study.reading import build_study
 from profusion_cli.evaluation.study.subjects import reference_photo
 from profusion_cli.faceworld.__main__ import app
 from profusion_cli.faceworld.judges import Judges
@@ -27,7 +27,16 @@ from tests.conftest import ok
 
 pytestmark = pytest.mark.slow
 MODEL = preset_folder() / "faceworld"
-PROMPTS = [read_study("faceworld-tables").source["prompts"][number] for number in (0, 1, 2, 4, 7, 9, 10, 13)]
+PROMPTS = [
+    {"text": "S* in anime style", "asks": {"style": "anime"}},
+    {"text": "S* on a beach", "asks": {"place": "beach"}},
+    {"text": "S* wearing a chef hat", "asks": {"headwear": "chef hat"}},
+    {"text": "S* in the snow", "asks": {"place": "snow"}},
+    {"text": "S* in a city at night", "asks": {"place": "city"}},
+    {"text": "an oil painting of S*", "asks": {"style": "oil painting"}},
+    {"text": "S* in a suit in a forest", "asks": {"clothes": "suit", "place": "forest"}},
+    {"text": "a half-length portrait of S*", "asks": {"framing": "half-length"}},
+]
 STUDY = {
     "preset": "faceworld",
     "settings": {"dtype": "float32", "augment.steps": 10, "finetune.batch_size": 6, "sample.steps": 8},
