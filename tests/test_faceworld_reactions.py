@@ -10,7 +10,8 @@ from PIL import Image
 
 from profusion_cli.evaluation.metrics import Judged, make_metrics
 from profusion_cli.evaluation.study.subjects import drawn, reference_photo
-from profusion_cli.faceworld.reactions import STRENGTHS, reactions
+from profusion_cli.faceworld.measure import STRENGTHS
+from profusion_cli.faceworld.reactions import reactions
 from profusion_cli.faceworld.world import SPLITS
 from profusion_cli.presets import local_path
 

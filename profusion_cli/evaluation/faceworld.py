@@ -20,7 +20,8 @@ ASKED, DETAIL = "adherence: ", "details: "
 class FaceWorldJudges:
     """What the face world's judges see in a picture, who know the person and what was asked for.
 
-    - `adherence`: the share of what a prompt asks for that is seen, in [0, 1].
+    - `adherence`: the share of what a prompt asks for that is seen, in [0, 1]; `adherence: place` and so on, of each
+      thing that can be asked for, 0 or 1.
     - `identity`: the mean similarity to other true pictures of the person in what the prompt asks for, in [-1, 1];
       where there are none, to the photo.
     - `copying`: the similarity to the photo that was tuned on, less that; the renderer's own pictures have its zero.

@@ -20,6 +20,7 @@ from profusion_cli.evaluation.statistics import FeatureSet, kernel_distance
 from profusion_cli.evaluation.study.subjects import SIDE, other_pictures, reference_photo
 from profusion_cli.faceworld.damage import KINDS, Scene
 from profusion_cli.faceworld.drawing.pose import random_pose
+from profusion_cli.faceworld.measure import STRENGTHS
 from profusion_cli.faceworld.world import SPLITS, asked_context, identity, with_traits
 
 PROMPTS: tuple[dict[str, str], ...] = (
@@ -28,7 +29,6 @@ PROMPTS: tuple[dict[str, str], ...] = (
     {"headwear": "crown"},
     {"clothes": "suit", "framing": "half-length"},
 )
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[str, float]]:
@@ -43,35 +43,39 @@ def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[
         By how pictures were spoilt, and by column.
     """
     metric = FaceWorldJudges({"folder": str(judges)}, torch.device("cpu"))
-    seeds = SPLITS[split][:people]
-    return {name: _means(metric, seeds, spoil) for name, spoil in _SPOILT.items()}
-
-
-def _means(metric: FaceWorldJudges, seeds: Sequence[int], spoil: _Spoil) -> dict[str, float]:
     (distance,) = metric.distances
-    scores: list[Mapping[str, float | None]] = []
-    own, true = {}, {}
-    for seed in seeds:
-        judged = [
-            Judged(
-                spoil(_scene(seed, asks), seed, asked),
-                reference_photo(seed),
-                "",
-                asks,
-                other_pictures(seed, asks),
-                identity(seed).traits(),
-            )
-            for asks, asked in zip(PROMPTS, [*PROMPTS[1:], PROMPTS[0]], strict=True)
-        ]
-        scores += metric.score(judged)
-        own[str(seed)] = np.stack(distance.features([one.picture for one in judged]))
-        true[str(seed)] = np.stack(distance.features([other for one in judged for other in one.others]))
-    found = {}
-    for column in metric.columns:
-        values = [score[column] for score in scores if score[column] is not None]
-        if values:
-            found[column] = float(np.mean(values))
-    return {**found, distance.column: kernel_distance(FeatureSet(own), FeatureSet(true)).mean}
+    scores: dict[str, list[Mapping[str, float | None]]] = {name: [] for name in _SPOILT}
+    own: dict[str, dict[str, np.ndarray]] = {name: {} for name in _SPOILT}
+    true: dict[str, np.ndarray] = {}
+    for seed in SPLITS[split][:people]:
+        asked = [_true(seed, asks) for asks in PROMPTS]
+        true[str(seed)] = np.stack(distance.features([other for one in asked for other in one.others]))
+        for name, spoil in _SPOILT.items():
+            judged = [
+                replace(one, picture=spoil(_scene(seed, one.asks), seed, following.asks))
+                for one, following in zip(asked, [*asked[1:], asked[0]], strict=True)
+            ]
+            scores[name] += metric.score(judged)
+            own[name][str(seed)] = np.stack(distance.features([one.picture for one in judged]))
+    references = FeatureSet(true)
+    return {
+        name: {
+            **_means(metric.columns, scores[name]),
+            distance.column: kernel_distance(FeatureSet(own[name]), references).mean,
+        }
+        for name in _SPOILT
+    }
+
+
+def _true(seed: int, asks: Mapping[str, str]) -> Judged:
+    """A true picture of what a prompt asks for, with all that it is judged by."""
+    others, traits = other_pictures(seed, asks), identity(seed).traits()
+    return Judged(_picture(_scene(seed, asks)), reference_photo(seed), "", asks, others, traits)
+
+
+def _means(columns: Sequence[str], scores: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    values = {column: [score[column] for score in scores if score[column] is not None] for column in columns}
+    return {column: float(np.mean(of)) for column, of in values.items() if of}
 
 
 _Spoil = Callable[[Scene, int, Mapping[str, str]], Image.Image]
