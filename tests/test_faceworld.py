@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
+from profusion_cli.evaluation.study.subjects import unasked_traits
 from profusion_cli.faceworld import data, world
 from profusion_cli.faceworld.__main__ import STAGES, app
 from profusion_cli.faceworld.captions import caption, vocabulary
@@ -99,12 +100,31 @@ def test_the_splits_share_no_person() -> None:
 
 
 @pytest.mark.parametrize(
+    "before", [{"glasses": "round", "hair_style": "long"}, {"glasses": "none", "hair_style": "bald"}]
+)
+@pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in world.TRAITS.items() for value in values]
 )
-def test_a_person_can_be_given_every_trait(name: str, value: str) -> None:
-    who = world.with_traits(replace(identity(3), glasses="round", hair_style="short"), {name: value})
+def test_a_person_can_be_given_every_trait(name: str, value: str, before: dict[str, str]) -> None:
+    who = world.with_traits(replace(identity(3), **before), {name: value})
     assert who.traits()[name] == value
     draw_face(who, Context(), Pose())
+
+
+def test_what_a_prompt_changes_is_no_trait_of_the_person() -> None:
+    seed = next(seed for seed in world.SPLITS["validation"] if identity(seed).glasses != "none")
+    own = identity(seed).traits()
+    assert own["hair style"] != "bald"
+    for asks, lost in (
+        ({"place": "beach"}, set()),
+        ({"glasses": "none"}, {"glasses", "glasses colour"}),
+        ({"glasses": own["glasses"]}, {"glasses"}),
+        ({"hair style": "bald"}, {"hair style", "hair colour"}),
+        ({"beard": "goatee", "freckles": "yes"}, {"beard", "freckles"}),
+    ):
+        left = unasked_traits(seed, asks)
+        assert own.keys() - left.keys() == lost, asks
+        assert left.items() <= own.items()
 
 
 def test_traits_and_attributes_have_names_that_the_judges_know() -> None:

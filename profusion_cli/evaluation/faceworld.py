@@ -28,8 +28,8 @@ class FaceWorldJudges:
     - `carried`: of what is not everyday about the photo, such as its place, and is not asked for, the share that is
       seen all the same, in [0, 1].
     - `details`: of the traits that the person has, and that can be read in this style and context, the share that is
-      read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for is
-      no detail of the person.
+      read right, in [0, 1]; `details: glasses` and so on, of each trait, 0 or 1. A trait that the prompt asks for, or
+      does away with, is no detail of the person.
     - `structure`: how likely the picture shows one well-formed head of the right size on its shoulders, in [0, 1].
     - `KID`: the kernel distance of all pictures of a method from those other true ones, in the features of the judge of
       attributes.
@@ -97,8 +97,7 @@ class FaceWorldJudges:
 
     def _details(self, found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
         asked = asked_context(item.asks)
-        left_out = {*item.asks, *asked.hidden()}
-        readable = [name for name in self.judges.readable[asked.style] if name not in left_out]
+        readable = [name for name in self.judges.readable[asked.style] if name not in asked.hidden()]
         hits = {name: float(found[name] == value) for name, value in named(item.traits).items() if name in readable}
         return {"details": _share(hits), **{DETAIL + trait: hits.get(trait) for trait in TRAITS}}
 

@@ -45,7 +45,7 @@ class Judged:
         asks: what must be seen; may be empty.
         others: other true pictures of the subject, RGB: of the face world, in the context that the prompt asks for; of
             others, held-out photos; may be empty.
-        traits: of a person of the face world, by name.
+        traits: of a person of the face world, by name; without those that the prompt changes.
     """
 
     picture: Image.Image

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from profusion_cli.evaluation.faceworld import FaceWorldJudges
 from profusion_cli.evaluation.metrics import Judged
 from profusion_cli.evaluation.statistics import FeatureSet, kernel_distance
-from profusion_cli.evaluation.study.subjects import SIDE, other_pictures, reference_photo
+from profusion_cli.evaluation.study.subjects import SIDE, other_pictures, reference_photo, unasked_traits
 from profusion_cli.faceworld.damage import KINDS, Scene
 from profusion_cli.faceworld.drawing.pose import random_pose
 from profusion_cli.faceworld.measure import STRENGTHS
@@ -69,7 +69,7 @@ def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[
 
 def _true(seed: int, asks: Mapping[str, str]) -> Judged:
     """A true picture of what a prompt asks for, with all that it is judged by."""
-    others, traits = other_pictures(seed, asks), identity(seed).traits()
+    others, traits = other_pictures(seed, asks), unasked_traits(seed, asks)
     return Judged(_picture(_scene(seed, asks)), reference_photo(seed), "", asks, others, traits)
 
 

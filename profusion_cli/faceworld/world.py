@@ -156,11 +156,14 @@ _FIELDS: dict[tuple[str, str], tuple[str, object]] = {
     ("glasses colour", "none"): ("glasses", "none"),
 }
 """Field and value of an identity, of traits that are not called as these are."""
+_COLOURED = {"hair colour": ("hair style", "short"), "glasses colour": ("glasses", "round")}
+"""What each colour is of, and which of it those are given who have none."""
 
 
 def with_traits(who: Identity, traits: Mapping[str, str]) -> Identity:
-    """The person with other traits, by the names and values of `TRAITS`."""
-    fields = [_FIELDS.get(trait, (trait[0].replace(" ", "_"), trait[1])) for trait in traits.items()]
+    """The person with other traits, by the names and values of `TRAITS`; with hair or glasses for a colour of them."""
+    given = [_COLOURED[name] for name in named(traits) if name in _COLOURED and who.traits()[name] in LACKING]
+    fields = [_FIELDS.get(trait, (trait[0].replace(" ", "_"), trait[1])) for trait in {**dict(given), **traits}.items()]
     return replace(who, **dict(fields))
 
 
@@ -188,6 +191,11 @@ def identity(seed: int) -> Identity:
         freckles=rng.random() < 0.2,
         ears=rng.choice((0.8, 1.35)),
     )
+
+
+def asked_traits(asks: Mapping[str, str]) -> dict[str, str]:
+    """What is asked for of the person's traits."""
+    return {name: value for name, value in asks.items() if name in TRAITS}
 
 
 def asked_context(asks: Mapping[str, str]) -> Context:

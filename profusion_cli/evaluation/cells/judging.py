@@ -19,8 +19,7 @@ from profusion_cli.evaluation.folder import read_json, slug
 from profusion_cli.evaluation.metrics import SECOND, Judged, Metric
 from profusion_cli.evaluation.statistics import FeatureSet, Sets
 from profusion_cli.evaluation.study.schema import TWO, Study, digest, is_reconstruction
-from profusion_cli.evaluation.study.subjects import StudySubject, held_out_of, other_pictures, photo_of
-from profusion_cli.faceworld.world import identity
+from profusion_cli.evaluation.study.subjects import StudySubject, held_out_of, other_pictures, photo_of, unasked_traits
 from profusion_cli.files import write_json
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.sampling import present_words
@@ -161,13 +160,13 @@ class Jury:
     def _judged(self, cell: Cell, subject: StudySubject) -> list[Judged]:
         judged, words = [], present_words(cell.class_words, cell.weights)
         photo = photo_of(subject, cell.config, subject.photo_context(cell.method))
-        traits = identity(subject.seed).traits() if subject.file is None else {}
         held_out = held_out_of(subject, cell.config)
         for picture in cell.made["pictures"]:
             with Image.open(cell.folder / picture["file"]) as image:
                 text = parse_prompt(picture["prompt"], subjects=len(words)).twin(words)
                 asks = self.study.asks(picture["prompt"])
                 others = other_pictures(subject.seed, asks) if subject.file is None else held_out
+                traits = unasked_traits(subject.seed, asks) if subject.file is None else {}
                 judged.append(Judged(image.convert("RGB"), photo, text, asks, others, traits))
         return judged
 

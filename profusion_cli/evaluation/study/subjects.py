@@ -16,7 +16,15 @@ from profusion_cli.evaluation.study.schema import DESCRIBED, Method, Study
 from profusion_cli.faceworld.captions import description
 from profusion_cli.faceworld.drawing.face import draw_face
 from profusion_cli.faceworld.drawing.pose import random_pose
-from profusion_cli.faceworld.world import ATTRIBUTES, SPLITS, TRAITS, Context, asked_context, identity, with_traits
+from profusion_cli.faceworld.world import (
+    ATTRIBUTES,
+    SPLITS,
+    Context,
+    asked_context,
+    asked_traits,
+    identity,
+    with_traits,
+)
 from profusion_cli.files import atomic_output, read_source
 from profusion_cli.images import crop_square, decode_photo
 
@@ -140,8 +148,15 @@ def _other_pictures(seed: int, asks: tuple[tuple[str, str], ...]) -> tuple[Image
 
 def _true_picture(seed: int, asks: Mapping[str, str], pose: str) -> Image.Image:
     """What a prompt asks for, be it of the context or a trait of the person."""
-    who = with_traits(identity(seed), {name: value for name, value in asks.items() if name in TRAITS})
+    who = with_traits(identity(seed), asked_traits(asks))
     return draw_face(who, asked_context(asks), random_pose(random.Random(pose)), SIDE)
+
+
+def unasked_traits(seed: int, asks: Mapping[str, str]) -> dict[str, str]:
+    """The traits of a person that what a prompt asks for neither names nor does away with, as bald with hair colour."""
+    who, asked = identity(seed), asked_traits(asks)
+    changed = with_traits(who, asked).traits()
+    return {name: value for name, value in who.traits().items() if name not in asked and changed[name] == value}
 
 
 def photo_file(subject: StudySubject, context: Mapping[str, str], folder: Path) -> Path:
