@@ -149,6 +149,25 @@ def check_output(path: Path, force: bool) -> None:
         raise OutputError(f"'{path}' cannot be written: '{folder}' is not a writable folder.", "Choose another place.")
 
 
+def make_folder(folder: Path, name: str, hint: str) -> None:
+    """Make a folder that will be written into, unless it is there.
+
+    Args:
+        folder: see above.
+        name: what it is called in messages, such as "cache folder".
+        hint: of the errors.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The {name} '{folder}' cannot be made: {error.strerror}.", hint) from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"The {name} '{folder}' cannot be written.", hint)
+
+
 def check_stdout() -> None:
     """Refuse to print binary data to a terminal.
 
@@ -193,6 +212,19 @@ def _write_failure(target: str, error: OSError) -> OutputError:
             f"{what} cannot be written: no space left on the device.", "Free some space or choose another place."
         )
     return OutputError(f"{what} cannot be written: {error.strerror or error}.", "Choose another place.")
+
+
+@contextmanager
+def writing(target: str | Path) -> Iterator[None]:
+    """What the system refuses in the block is an error of output.
+
+    Raises:
+        OutputError: it refuses something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _write_failure(str(target), error) from error
 
 
 @contextmanager
@@ -263,7 +295,7 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
             yield spool
         return
     path = Path(os.path.realpath(target))
-    try:
+    with writing(target):
         check_output(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_parts(path.parent)
@@ -281,8 +313,6 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
             else:
                 _claim(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise _write_failure(str(target), error) from error
 
 
 @contextmanager

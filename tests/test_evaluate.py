@@ -411,12 +411,35 @@ def test_runs_that_share_bundles_make_none_twice(tmp_path: Path, monkeypatch: py
     source["settings"] = {**QUICK, "sample.gamma": 0.3}
     for name in ("make_subject", "make_promptnet"):
         monkeypatch.setattr(jobs, name, Mock(side_effect=AssertionError))
-    ok("evaluate", write(tmp_path, source), "-o", tmp_path / "two", "--limit", 1, "--bundles", bundles)
+    study = write(tmp_path, source)
+    monkeypatch.chdir(tmp_path)
+    ok("evaluate", study, "-o", tmp_path / "two", "--limit", 1, "--bundles", "bundles")
     assert before == {path: path.stat().st_mtime_ns for path in bundles.rglob("*.pfz")}
     results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two")]
     assert all(len(result["pictures"]) == 2 for result in results)
     refused = run("evaluate", study, "-o", tmp_path / "one", "--bundles", bundles, "--keep-bundles")
     assert refused.exit_code == 2 and "--keep-bundles has no effect" in refused.stderr
+
+
+def test_what_is_pretrained_on_given_pictures_is_not_shared(tmp_path: Path) -> None:
+    """Others may have taken their place by the next run."""
+    own = {"pretrain": {"steps": 1, "batch_size": 2}, "augment": False}
+    source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S*"], reconstructions=0)
+    study, bundles = (
+        write(tmp_path, {**source, "methods": {"own": own, "tuned": {"augment": False}}}),
+        tmp_path / "kept",
+    )
+    ok("evaluate", study, "-o", tmp_path / "run", "--limit", 1, "--bundles", bundles, "--pretrain-on", tmp_path)
+    assert len(list(bundles.rglob("*.pfz"))) == 1
+    assert [path.parent.name for path in (tmp_path / "run").rglob("*.pfz")] == ["promptnets"]
+
+
+def test_a_folder_of_bundles_that_cannot_be_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "make_subject", Mock(side_effect=AssertionError))
+    study = write(tmp_path, study_of(tmp_path))
+    (tmp_path / "file").write_text("")
+    result = run("evaluate", study, "-o", tmp_path / "run", "--bundles", tmp_path / "file")
+    assert result.exit_code == 9 and "--bundles" in result.stderr
 
 
 def test_every_subject_is_tuned_in_the_precision_of_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

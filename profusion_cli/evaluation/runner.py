@@ -28,7 +28,7 @@ from profusion_cli.evaluation.report.versions import versions
 from profusion_cli.evaluation.study.checking import check_columns
 from profusion_cli.evaluation.study.schema import TWO, Method, Study, is_reconstruction
 from profusion_cli.evaluation.study.subjects import subjects_of
-from profusion_cli.files import atomic_output, write_json
+from profusion_cli.files import atomic_output, make_folder, write_json
 from profusion_cli.runtime.processes import Processes
 
 RESULTS = "results.json"
@@ -98,13 +98,16 @@ class Run:
                 is made again.
 
         Raises:
-            OutputError: the folder holds a run of another study, or cannot be written, or another process is at work.
+            OutputError: the folder holds a run of another study, or it or that of bundles cannot be written, or another
+                process is at work.
         """
         with ExitStack() as stack:
             error = None
             if self.processes.is_main:
                 try:
                     self._claim(stack.enter_context(claimed(self.folder)), go_on)
+                    if self.bundles.shared is not None:
+                        make_folder(self.bundles.shared, "folder of bundles", "Name another with --bundles.")
                 except ProfusionError as refused:
                     error = refused
             self.processes.agree(error)
@@ -219,9 +222,13 @@ class Run:
 
     def _pretrain(self, methods: Sequence[Method]) -> None:
         """Make the PromptNets of methods, each in one of the processes; all wait for all of them."""
+        error = None
         if self.processes.is_main:
-            self.bundles.pictures()
-        self.processes.agree()
+            try:
+                self.bundles.pictures()
+            except ProfusionError as refused:
+                error = refused
+        self.processes.agree(error)
         ranks = share_out([1.0] * len(methods), self.processes.count)
         self.maker.pretrain(
             [method for method, rank in zip(methods, ranks, strict=True) if rank == self.processes.rank]

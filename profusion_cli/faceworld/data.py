@@ -16,10 +16,12 @@ import torch
 from profusion_cli.faceworld.drawing.face import draw_face, head_mask
 from profusion_cli.faceworld.drawing.pose import Pose, random_pose
 from profusion_cli.faceworld.world import SPLITS, Context, Identity, context, identity
-from profusion_cli.files import atomic_output
+from profusion_cli.files import atomic_output, locked, writing
 
 PER_IDENTITY = 4
 CHUNK = 500
+DRAWING = 1800.0
+"""Seconds that a process waits for another one that draws the same portraits."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,27 @@ def draw_portraits(folder: Path, count: int, side: int) -> Path:
     """Pictures for PromptNet: two photos each of people of the training split, and the file that groups them.
 
     What is in the folder already is taken as it is, so that each number of pictures needs a folder of its own.
+
+    Raises:
+        OutputError: it cannot be written, or another process is at it and does not come to an end.
     """
-    listing = folder / "portraits.jsonl"
-    if not listing.exists():
+    listing, busy = folder / "portraits.jsonl", f"Another process is drawing into '{folder}'."
+    if listing.exists():
+        return listing
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for number in range(count):
-            person = number // 2
-            pose = random_pose(random.Random(f"portrait {number}"))
-            draw_face(identity(SPLITS["train"][person]), Context(), pose, side).save(folder / f"{number:06d}.png")
-            lines.append(json.dumps({"file_name": f"{number:06d}.png", "identity": str(person)}))
-        listing.write_text("\n".join(lines), encoding="utf-8")
+        with locked(folder, busy, "Wait for its end.", wait=DRAWING):
+            if not listing.exists():
+                _draw_portraits(folder, listing, count, side)
     return listing
+
+
+def _draw_portraits(folder: Path, listing: Path, count: int, side: int) -> None:
+    lines = []
+    for number in range(count):
+        person = number // 2
+        pose = random_pose(random.Random(f"portrait {number}"))
+        draw_face(identity(SPLITS["train"][person]), Context(), pose, side).save(folder / f"{number:06d}.png")
+        lines.append(json.dumps({"file_name": f"{number:06d}.png", "identity": str(person)}))
+    with atomic_output(listing) as file:
+        file.write("\n".join(lines).encode())

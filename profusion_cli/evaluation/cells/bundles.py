@@ -19,10 +19,11 @@ from profusion_cli.evaluation.folder import slug
 from profusion_cli.evaluation.study.schema import SUBJECT, TWO, Method, Study, digest
 from profusion_cli.evaluation.study.subjects import SIDE, StudySubject, photo_file
 from profusion_cli.faceworld.data import draw_portraits
+from profusion_cli.files import output_hint
 from profusion_cli.runtime.device import resolve_dtype
 
-KEPT, UNKEPT = "bundles", "work"
-"""Folders of a run for bundles that are asked for, and for those that go when their pictures are made."""
+KEPT, UNKEPT, PROMPTNETS = "bundles", "work", "promptnets"
+"""Folders of a run for bundles that are asked for, those that go when their pictures are made, and PromptNets."""
 
 
 class Bundles:
@@ -33,12 +34,14 @@ class Bundles:
         study: see above.
         marks: of what they depend on.
         keep: the subjects' bundles when their pictures are made.
-        shared: a folder that several runs keep all of them in, each made by the first that needs it; None: the run's.
+        shared: a folder that several runs keep them in, each made by the first that needs it; None: the run's. The
+            pictures of a folder may change, so that PromptNets pre-trained on them, and what is made with these, stay
+            in the run's.
     """
 
     def __init__(self, folder: Path, study: Study, marks: Marks, keep: bool, shared: Path | None = None) -> None:
         self.folder, self.study, self.marks, self.shared = folder, study, marks, shared
-        self.keep = keep or shared is not None
+        self.keep = keep
         self.untrained: dict[Path, ProfusionError] = {}
         """Why PromptNets are missing, by their files; they are not tried again."""
 
@@ -77,7 +80,9 @@ class Bundles:
 
     def promptnet_file(self, method: Method) -> Path:
         """Where the PromptNet that a method pre-trains for itself is, or will be."""
-        return self._promptnets / f"{self.marks.of_pretraining(method)}.pfz"
+        name = f"{self.marks.of_pretraining(method)}.pfz"
+        own = self.folder / PROMPTNETS / name
+        return own if own.exists() else (self._shared_for(method) or self.folder) / PROMPTNETS / name
 
     def promptnet(self, method: Method, meter: Meter) -> Path:
         """The PromptNet that a method pre-trains for itself, once for all subjects.
@@ -85,13 +90,16 @@ class Bundles:
         Raises:
             ProfusionError: it cannot be made, or could not when it was tried.
         """
-        target, cache = self.promptnet_file(method), self._promptnets / "cache"
+        target = self.promptnet_file(method)
         if target in self.untrained:
             raise self.untrained[target]
         if not target.exists():
-            pictures, config = self.pictures(), self.study.config(method)
+            config = self.study.config(method)
             try:
-                jobs.make_promptnet(pictures, target, target.with_suffix(".work"), cache, meter, config)
+                with output_hint("Wait where another run is at it, or make room; and run the same command again."):
+                    pictures = self.pictures()
+                    cache = target.parent / "cache"
+                    jobs.make_promptnet(pictures, target, target.with_suffix(".work"), cache, meter, config)
             except ProfusionError as error:
                 self.untrained[target] = error
                 raise
@@ -101,12 +109,13 @@ class Bundles:
         """What PromptNets are pre-trained on; portraits are drawn where they are not there yet."""
         given = self.study.pretrain_on
         if isinstance(given, int):
-            return draw_portraits(self._promptnets / f"portraits-{given}", given, SIDE)
+            return draw_portraits((self.shared or self.folder) / PROMPTNETS / f"portraits-{given}", given, SIDE)
         return given
 
-    @property
-    def _promptnets(self) -> Path:
-        return (self.shared or self.folder) / "promptnets"
+    def _shared_for(self, method: Method) -> Path | None:
+        """The folder that other runs share what is made for this method in, if they do."""
+        given = method.pretrain and not isinstance(self.study.pretrain_on, int)
+        return None if given else self.shared
 
     def _of(self, cell: Cell, subject: StudySubject, config: Config, meter: Meter) -> Path:
         source = photo_file(subject, subject.photo_context(cell.method), self.folder / "photos")
@@ -115,17 +124,16 @@ class Bundles:
         views, bundle, config = self._planned(cell, subject, config)
         for name in views:
             own = _in_precision(config, training=False)
-            source = self._made("augment", name, partial(jobs.make_views, source, meter=meter, config=own))
+            make = partial(jobs.make_views, source, meter=meter, config=own)
+            source = self._made("augment", name, make, self.shared)
         own = _in_precision(config, training=config.finetune.steps > 0)
         tune = partial(jobs.make_subject, source, meter=meter, config=own, augmented=bool(views))
-        return self._made("finetune", bundle, tune)
+        return self._made("finetune", bundle, tune, self._shared_for(cell.method))
 
     def _planned(self, cell: Cell, subject: StudySubject, config: Config) -> tuple[list[str], str, Config]:
         """Names of a subject's views, one or none, and of its bundle; and the configuration that both are made with."""
         known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
-        if cell.method.pretrain:
-            weights = str(self.promptnet_file(cell.method))
-            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
+        pretrained = [self.marks.of_pretraining(cell.method)] if cell.method.pretrain else []
 
         def name(*depends_on: Any) -> str:
             return f"{slug(subject.name)}-{digest(depends_on)}.pfz"
@@ -133,14 +141,18 @@ class Bundles:
         trained = config.finetune.steps > 0
         augmented = cell.method.augment and trained
         drawing, training = (_in_precision(config, training) for training in (False, trained))
-        bundle = name("finetune", known, subject_settings(training), [] if augmented else ["--no-augment"])
+        switches = [] if augmented else ["--no-augment"]
+        bundle = name("finetune", [*known, *pretrained], subject_settings(training), switches)
+        if cell.method.pretrain:
+            weights = str(self.promptnet_file(cell.method))
+            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
         return [name("augment", known, views_settings(drawing), [])] if augmented else [], bundle, config
 
-    def _made(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    def _made(self, kind: str, name: str, make: Callable[[Path], None], shared: Path | None) -> Path:
         """A subject's bundle, from the disk where it was made before under the same name."""
-        folders = [*([self.shared] if self.shared else []), self.folder / KEPT, self.folder / UNKEPT]
+        folders = [*([shared] if shared else []), self.folder / KEPT, self.folder / UNKEPT]
         places = [folder / kind / name for folder in folders]
-        target = next((place for place in places if place.exists()), places[0 if self.keep else -1])
+        target = next((place for place in places if place.exists()), places[0 if shared or self.keep else -1])
         if not target.exists():
             make(target)
         return target

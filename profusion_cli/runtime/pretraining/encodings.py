@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -156,22 +155,3 @@ def clear_parts(folder: Path) -> None:
     """Remove what writers left behind that were killed."""
     for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
         part.unlink(missing_ok=True)
-
-
-def cache_folder(folder: Path | None) -> Path | None:
-    """The folder of `--cache`.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"The cache folder '{folder}' cannot be made: {error.strerror}.", "Give another --cache."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"The cache folder '{folder}' cannot be written.", "Give another --cache.")
-    return folder

@@ -15,6 +15,7 @@ from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.dataset import Dataset, Listing
 from profusion_cli.errors import ConfigError, InputError
+from profusion_cli.files import make_folder
 from profusion_cli.launcher import process_count
 from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import BaseModel
@@ -28,7 +29,6 @@ from profusion_cli.runtime.pretraining.checkpoints import (
     checkpoint_files,
     newest_checkpoint,
 )
-from profusion_cli.runtime.pretraining.encodings import cache_folder
 from profusion_cli.runtime.pretraining.log import LOG
 from profusion_cli.runtime.pretraining.loop import run_steps
 from profusion_cli.runtime.pretraining.trainer import Trainer, settings_of
@@ -129,7 +129,8 @@ def pretrain(
     own, bundle = config.pretrain, None
     placement = resolve_placement(config.device, config.dtype, training=True)
     parts = parts_of_a_batch(own)
-    cached = cache_folder(cache)
+    if cache is not None:
+        make_folder(cache, "cache folder", "Give another --cache.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(repeatable(config.deterministic))
         # before the processes know of one another, or transformers would write a random base in one of them only
@@ -145,7 +146,7 @@ def pretrain(
         if accelerator.is_main_process and trainer.start == 0:
             clear_work(work)
         try:
-            last = run_steps(trainer, dataset, cached, work, listener)
+            last = run_steps(trainer, dataset, cache, work, listener)
         finally:
             unprepare(accelerator, trainer.objective)
         summary = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from profusion_cli.errors import OutputError
-from profusion_cli.files import locked
+from profusion_cli.files import locked, make_folder
 from profusion_cli.runtime.pretraining.checkpoints import checkpoint_files
 from profusion_cli.runtime.pretraining.encodings import clear_parts
 from profusion_cli.runtime.pretraining.log import EVENTS, LOG, SHEET
@@ -26,12 +25,7 @@ def claimed_work(work: Path, resume: bool, force: bool) -> Iterator[None]:
             f"There is a training in '{work}' already.",
             "Go on with it (--resume), overwrite it (--force), or choose another --work.",
         )
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder '{work}' cannot be made: {error.strerror}.", "Choose another --work.") from error
-    if not os.access(work, os.W_OK):
-        raise OutputError(f"The folder '{work}' cannot be written.", "Choose another --work.")
+    make_folder(work, "folder", "Choose another --work.")
     try:
         with locked(work, f"Another training is running in '{work}'.", "Wait for its end, or choose another --work."):
             clear_parts(work)
