@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -260,14 +261,19 @@ def test_held_out_photos_are_of_a_folder_or_named_and_what_is_tuned_on_is_told(j
     ("changes", "said"),
     [
         ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["no.png"]}]}}, "no.png"),
-        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["ann.png"]}]}}, "Leave it out of `held_out`"),
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["ann.png"]}]}}, "is what the subject is tuned on"),
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["copy.png"]}]}}, "is what the subject is tuned on"),
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["b.png", "b2.png"]}]}}, "are the same photo"),
         ({"outputs": {"t": {"title": "T", "columns": ["reconstruction: KID"]}}}, "Name 'KID'"),
         ({"metrics": {"realism": {}}, "outputs": {}}, "folder of photographs"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict, said: str, tmp_path: Path) -> None:
+    study = write(tmp_path, study_of(tmp_path, **changes))
+    for copy, of in (("copy.png", "ann.png"), ("b.png", "bob.png"), ("b2.png", "bob.png")):
+        shutil.copy(tmp_path / of, tmp_path / copy)
     with pytest.raises(ConfigError) as caught:
-        Run(tmp_path / "run", read_study(str(write(tmp_path, study_of(tmp_path, **changes)))))
+        Run(tmp_path / "run", read_study(str(study)))
     assert said in f"{caught.value.message} {caught.value.hint}"
 
 

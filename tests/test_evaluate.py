@@ -819,7 +819,22 @@ def test_a_difference_is_taken_subject_by_subject() -> None:
     study = build_study({"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "b": {}}}, "s", Path())
     head, body = table_of(study, Figure("T", against="a"), rows)
     assert head[3:] == ["x", "less that of a"]
+    unscored = {"method": "b", "subject": "unscored", "reconstruction": False, "scores": {"x": None}}
+    assert table_of(study, Figure("T"), [*rows, unscored])[0][3:] == ["x (of 10)"], "b has 11 subjects"
     assert body[0][4] == "" and body[1][4] == "+0.250 [+0.250, +0.250]"
+
+
+def test_intervals_over_few_subjects_are_said_to_be_too_narrow(tmp_path: Path) -> None:
+    """Those of a column too that few of many subjects have a score in."""
+    rows = [
+        {"method": "a", "subject": str(n), "reconstruction": False, "scores": {"x": 1.0, "y": 1.0 if n < 7 else None}}
+        for n in range(8)
+    ]
+    for column, few in (("x", False), ("y", True)):
+        source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}}}
+        source["outputs"] = {"t": {"title": "T", "columns": [column]}}
+        write_report(tmp_path, build_study(source, "s", tmp_path), rows, {"missing": {}, "failed": []}, {})
+        assert ("fewer than 8 subjects" in (tmp_path / "tables.md").read_text()) is few
 
 
 def test_the_quick_study_has_something_to_compare() -> None:

@@ -84,6 +84,6 @@ def test_a_saved_judge_of_structure_reads_as_it_did(tmp_path: Path) -> None:
     (score,) = loaded.structure([Image.fromarray(picture)])
     expected = torch.sigmoid(judge(to_pixels(torch.from_numpy(picture.copy())[None]))).item()
     assert score == pytest.approx(expected, abs=2e-3) and 0 < score < 1
-    found = check_structure(loaded, 6, side=64)
+    found = check_structure(loaded, range(2, 8), side=64)
     assert set(found["auc"]) == set(KINDS) and list(found["fading"]) == [str(part) for part in FADES]
     assert found["fading"]["0.0"] == pytest.approx(found["intact"])

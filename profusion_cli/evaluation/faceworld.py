@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,18 @@ class FaceWorldJudges:
     @cached_property
     def judges(self) -> Judges:
         """Loaded when they first judge."""
-        with loading(
-            f"The face world's judges ({self.folder})", "Name their folder with the metric's option 'folder'."
-        ):
+        with self._loading():
             return Judges(self.folder)
+
+    @cached_property
+    def readable(self) -> dict[str, list[str]]:
+        """Of each style, the traits that the judge of attributes can be believed about."""
+        with self._loading():
+            return self.judges.readable
+
+    def _loading(self) -> AbstractContextManager[None]:
+        hint = "Name their folder with the metric's option 'folder'."
+        return loading(f"The face world's judges ({self.folder})", hint)
 
     def score(self, pictures: Sequence[Judged]) -> list[dict[str, float | None]]:
         """Of each picture; None where nothing was asked for, or nothing can be compared or read.
@@ -97,7 +106,7 @@ class FaceWorldJudges:
 
     def _details(self, found: Mapping[str, str], item: Judged) -> dict[str, float | None]:
         asked = asked_context(item.asks)
-        readable = [name for name in self.judges.readable[asked.style] if name not in asked.hidden()]
+        readable = [name for name in self.readable[asked.style] if name not in asked.hidden()]
         hits = {name: float(found[name] == value) for name, value in named(item.traits).items() if name in readable}
         return {"details": _share(hits), **{DETAIL + trait: hits.get(trait) for trait in TRAITS}}
 

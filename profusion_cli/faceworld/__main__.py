@@ -103,16 +103,21 @@ def build(
 def judge(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built model.", callback=_check_model)],
     people: Annotated[int, typer.Option(min=3, help="How many.")] = 200,
+    first: Annotated[
+        int, typer.Option(min=0, help="Number of the first; studies show no test people from 500 on.")
+    ] = 500,
     split: Split = "test",
 ) -> None:
     """Check the judges, and the columns of studies, on pictures by the renderer, as one JSON object."""
+    if first + people > len(SPLITS[split]):
+        raise typer.BadParameter(f"The split '{split}' has {len(SPLITS[split])} people.", param_hint="--people")
     from profusion_cli.faceworld.judges import Judges
     from profusion_cli.faceworld.measure import check_judges
     from profusion_cli.faceworld.reactions import reactions
 
-    folder = model / "judges"
+    folder, shown = model / "judges", range(first, first + people)
     Output(as_json=True).record(
-        {**check_judges(Judges(folder), people, split), "columns": reactions(folder, people, split)}
+        {**check_judges(Judges(folder), shown, split), "columns": reactions(folder, shown, split)}
     )
 
 

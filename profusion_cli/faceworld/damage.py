@@ -212,6 +212,18 @@ def smeared(scene: Scene, rng: random.Random, strength: float) -> np.ndarray:
     return scene.finished(whole[rows.clip(0, middle.side - 1), columns.clip(0, middle.side - 1)])
 
 
+def torn(scene: Scene, rng: random.Random, strength: float) -> np.ndarray:
+    """The picture cut in two through the head, and one part moved along the cut."""
+    person, whole = scene.person(), scene.whole
+    angle, beside = rng.uniform(0, math.pi), rng.uniform(-0.4, 0.4) * person.rx
+    by = 0.16 * strength * rng.choice((-1, 1))
+    across, down = _frame(person.canvas)
+    part = down * math.cos(angle) - across * math.sin(angle) > beside
+    ways = _turned(person.canvas, by * math.cos(angle), by * math.sin(angle))
+    right, low = (round(person.canvas.side * float(one)) for one in ways)
+    return scene.finished(np.where(part[..., None], np.roll(whole, (low, right), (0, 1)), whole))
+
+
 Kind = Callable[[Scene, random.Random, float], np.ndarray]
 TAUGHT: dict[str, Kind] = {
     "blended": blended,
@@ -224,7 +236,7 @@ TAUGHT: dict[str, Kind] = {
     "wrong size": wrong_size,
 }
 """The kinds of damage that the judge of structure learns."""
-UNSEEN: dict[str, Kind] = {"patched": patched, "doubled": doubled}
+UNSEEN: dict[str, Kind] = {"patched": patched, "doubled": doubled, "torn": torn}
 """Those that it never sees."""
 KINDS = {**TAUGHT, **UNSEEN}
 

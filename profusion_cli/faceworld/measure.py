@@ -30,14 +30,14 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(below.mean() / (2 * len(negative)))
 
 
-def check_judges(judges: Judges, people: int, split: str = "test", side: int = 64) -> dict[str, object]:
+def check_judges(judges: Judges, people: range, split: str = "test", side: int = 64) -> dict[str, object]:
     """Accuracy of the judge of attributes, and how well the judge of identity tells people apart.
 
     Every person is drawn in `PER_IDENTITY` random contexts.
 
     Args:
-        judges: both of them.
-        people: how many, at least 2.
+        judges: all three.
+        people: their numbers in the split, at least 2.
         split: of whom.
         side: of the pictures in pixels.
 
@@ -47,7 +47,7 @@ def check_judges(judges: Judges, people: int, split: str = "test", side: int = 6
         telling these apart; `retrieval`: how often the nearest other picture is of the same person;
         `structure`: see `check_structure`.
     """
-    numbers = range(people * PER_IDENTITY)
+    numbers = range(people.start * PER_IDENTITY, people.stop * PER_IDENTITY)
     shown = [example(number, split) for number in numbers]
     images = [Image.fromarray(draw_example(number, split, side)) for number in numbers]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
@@ -75,7 +75,7 @@ def check_judges(judges: Judges, people: int, split: str = "test", side: int = 6
     }
 
 
-def reading(judges: Judges, people: int, split: str = "validation", side: int = 64) -> dict[str, dict[str, float]]:
+def reading(judges: Judges, people: range, split: str = "validation", side: int = 64) -> dict[str, dict[str, float]]:
     """By style and trait, in how many pictures of people who have the trait it is read right, where it can be seen.
 
     Every person is drawn once in each style, else in a random context.
@@ -86,8 +86,8 @@ def reading(judges: Judges, people: int, split: str = "validation", side: int = 
     found: dict[str, dict[str, float]] = {}
     for style in STYLES:
         right: dict[str, list[bool]] = defaultdict(list)
-        for start in range(0, people, BATCH):
-            seeds = SPLITS[split][start : min(start + BATCH, people)]
+        for start in range(people.start, people.stop, BATCH):
+            seeds = SPLITS[split][start : min(start + BATCH, people.stop)]
             rngs = [random.Random(f"reading {style} {seed}") for seed in seeds]
             contexts = [replace(context(rng), style=style) for rng in rngs]
             images = [
@@ -107,7 +107,7 @@ def readable_traits(found: dict[str, dict[str, float]]) -> dict[str, list[str]]:
     return {style: [name for name, share in shares.items() if share >= BELIEVED] for style, shares in found.items()}
 
 
-def check_structure(judges: Judges, people: int, split: str = "test", side: int = 64) -> dict[str, object]:
+def check_structure(judges: Judges, people: range, split: str = "test", side: int = 64) -> dict[str, object]:
     """How well the judge of structure tells pictures from damaged ones, and how it falls as damage comes in.
 
     Every person is drawn intact, and in every kind of damage at each of `STRENGTHS`, each time in the same context.
@@ -120,7 +120,7 @@ def check_structure(judges: Judges, people: int, split: str = "test", side: int 
         not taught; `fading`: mean score by how far the pictures are cross-faded into the same ones at full damage, the
         kinds by turns.
     """
-    numbers = range(0, people * PER_IDENTITY, PER_IDENTITY)
+    numbers = range(people.start * PER_IDENTITY, people.stop * PER_IDENTITY, PER_IDENTITY)
     whole = [draw_example(number, split, side) for number in numbers]
     intact = _structure(judges, whole)
     auc: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
@@ -129,7 +129,7 @@ def check_structure(judges: Judges, people: int, split: str = "test", side: int 
         for strength in STRENGTHS:
             gross[kind] = [draw_damaged(number, kind, strength, split, side) for number in numbers]
             auc[kind][str(strength)] = roc_auc(intact, _structure(judges, gross[kind]))
-    into = [pictures[person] for person, pictures in zip(range(people), itertools.cycle(gross.values()))]
+    into = [pictures[person] for person, pictures in zip(range(len(people)), itertools.cycle(gross.values()))]
     fading = {
         str(part): float(_structure(judges, [faded(*pair, part) for pair in zip(whole, into, strict=True)]).mean())
         for part in FADES

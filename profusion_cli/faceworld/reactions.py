@@ -31,12 +31,12 @@ PROMPTS: tuple[dict[str, str], ...] = (
 )
 
 
-def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[str, float]]:
+def reactions(judges: Path, people: range, split: str = "test") -> dict[str, dict[str, float]]:
     """Means of every column, of true pictures and of the same ones spoilt in ways that each are for some columns.
 
     Args:
         judges: their folder.
-        people: how many, at least 3; each is drawn once for every one of `PROMPTS`.
+        people: their numbers in the split, at least 3; each is drawn once for every one of `PROMPTS`.
         split: of whom.
 
     Returns:
@@ -47,7 +47,7 @@ def reactions(judges: Path, people: int, split: str = "test") -> dict[str, dict[
     scores: dict[str, list[Mapping[str, float | None]]] = {name: [] for name in _SPOILT}
     own: dict[str, dict[str, np.ndarray]] = {name: {} for name in _SPOILT}
     true: dict[str, np.ndarray] = {}
-    for seed in SPLITS[split][:people]:
+    for seed in SPLITS[split][people.start : people.stop]:
         asked = [_true(seed, asks) for asks in PROMPTS]
         true[str(seed)] = np.stack(distance.features([other for one in asked for other in one.others]))
         for name, spoil in _SPOILT.items():

@@ -321,7 +321,7 @@ def labels_of(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
 
 def find_readable(shop: Workshop) -> None:
     """Which traits the judge of attributes can be believed about, on people of the split `validation`."""
-    found = reading(Judges(shop.out / "judges"), min(shop.scale.pictures, 500), side=shop.scale.side)
+    found = reading(Judges(shop.out / "judges"), range(min(shop.scale.pictures, 500)), side=shop.scale.side)
     save_readable(readable_traits(found), shop.out / "judges")
 
 

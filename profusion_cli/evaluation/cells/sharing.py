@@ -1,4 +1,5 @@
-"""Sharing cells out to several processes, so that nothing is made by two of them."""
+"""Sharing cells out to several processes, so that little is made by two of them: the second of two subjects, where a
+share ends between them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,15 @@ from profusion_cli.evaluation.metrics import METRICS
 from profusion_cli.evaluation.rendering import render
 from profusion_cli.evaluation.report.curves import curve_svg
 from profusion_cli.evaluation.report.sheets import sheet_of
-from profusion_cli.evaluation.report.tables import NO_SETS, Row, SetsOf, table_of
+from profusion_cli.evaluation.report.tables import (
+    NO_SETS,
+    Row,
+    SetsOf,
+    methods_of,
+    shown_columns,
+    subjects_in,
+    table_of,
+)
 from profusion_cli.evaluation.statistics import FEWEST
 from profusion_cli.evaluation.study.schema import Figure, Study
 from profusion_cli.files import atomic_output
@@ -74,14 +82,14 @@ def write_report(
     Returns:
         What could not be made, in sentences.
     """
-    outputs = study.outputs or {"all": Figure("All methods")}
+    outputs = {key: _with_columns(output) for key, output in (study.outputs or {"all": Figure("All methods")}).items()}
     sections = [_section(folder, study, key, output, rows, photos, sets) for key, output in outputs.items()]
     values = {
         "study": study,
         "warnings": [f"Not judged: {key}: {why}" for key, why in record["missing"].items()]
         + [f"Failed: {item['method']}, {item['subject']}: {item['error']}" for item in record["failed"]],
         "sections": sections,
-        "note": _note(study, rows, sets),
+        "note": _note(study, [output for output in outputs.values() if output.kind != "sheet"], rows, sets),
         "details": yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=120),
     }
     for name in ("tables.md", "report.html"):
@@ -105,7 +113,6 @@ def _section(
         return _with_sheet(section, folder, sheet_of(study, output, rows, folder, photos))
     if output.kind == "curve":
         section = _with_plot(section, folder, study, output, rows, sets)
-        output = output if output.columns else Figure(output.title, "table", output.methods, (output.x, output.y))
     head, body = table_of(study, output, rows, sets)
     return replace(section, head=head, body=body)
 
@@ -133,11 +140,21 @@ def _with_plot(
     return replace(section, picture=name, svg=svg)
 
 
-def _note(study: Study, rows: Sequence[Row], sets: SetsOf) -> str:
+def _with_columns(output: Figure) -> Figure:
+    """A plot has a table too, of its two columns unless it names others."""
+    return replace(output, columns=output.columns or (output.x, output.y)) if output.kind == "curve" else output
+
+
+def _note(study: Study, outputs: Sequence[Figure], rows: Sequence[Row], sets: SetsOf) -> str:
     """What intervals are of, and what pictures are compared with where that says less than it seems to."""
     note = "Means over subjects, with 95 % bootstrap intervals over subjects."
-    people = [{row["subject"] for row in rows if row["method"] == method.name} for method in study.methods]
-    if any(0 < len(names) < FEW for names in people):
+    told = [
+        scored
+        for output in outputs
+        for column in shown_columns(study, output, rows, sets)
+        for scored, _ in subjects_in(rows, methods_of(study, output), column)
+    ]
+    if told and min(told) < FEW:
         note += f" Intervals over fewer than {FEW} subjects are too narrow."
     if compared := [column for column, of_method in sets.items() if of_method]:
         note += (

@@ -90,24 +90,47 @@ def methods_of(study: Study, output: Figure) -> list[Method]:
     return list(chosen.values())
 
 
+def shown_columns(study: Study, output: Figure, rows: Sequence[Row], sets: SetsOf = NO_SETS) -> list[str]:
+    """The columns of a table: those that it names, or all there are."""
+    names = {method.name for method in methods_of(study, output)}
+    return list(output.columns) or [
+        *columns_of([row for row in rows if row["method"] in names]),
+        *(column for column, of_method in sets.items() if names & of_method.keys()),
+    ]
+
+
+def subjects_in(rows: Sequence[Row], methods: Sequence[Method], column: str) -> list[tuple[int, int]]:
+    """How many subjects of each method have a score in a column, and how many have pictures; without those of none."""
+    counts = [
+        (
+            len(values_of(rows, method.name, column)),
+            len({row["subject"] for row in rows if row["method"] == method.name}),
+        )
+        for method in methods
+    ]
+    return [(scored, drawn) for scored, drawn in counts if scored]
+
+
+def _of_fewer(counts: Sequence[tuple[int, int]]) -> str:
+    """What stands behind a column's name that is not about all subjects, such as what only some photos have."""
+    fewer = sorted({scored for scored, drawn in counts if scored < drawn})
+    return f" (of {' to '.join(map(str, dict.fromkeys([fewer[0], fewer[-1]])))})" if fewer else ""
+
+
 def table_of(
     study: Study, output: Figure, rows: Sequence[Row], sets: SetsOf = NO_SETS
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and body of a table; methods without a picture stand in it too.
+    """Head and body of a table; methods without a picture stand in it too, and columns of fewer subjects say so.
 
     Args:
         study, output: see above.
         rows, sets: see `summarise`.
     """
-    methods = methods_of(study, output)
-    names = {method.name for method in methods}
-    columns = list(output.columns) or [
-        *columns_of([row for row in rows if row["method"] in names]),
-        *(column for column, of_method in sets.items() if names & of_method.keys()),
-    ]
+    methods, columns = methods_of(study, output), shown_columns(study, output, rows, sets)
     head, body = ["method", "subjects", "pictures"], []
     for column in columns:
-        head += [column, f"less that of {output.against}"] if output.against else [column]
+        name = f"{column}{_of_fewer(subjects_in(rows, methods, column))}"
+        head += [name, f"less that of {output.against}"] if output.against else [name]
     for method in methods:
         summary = summarise(rows, method.name, columns, sets)
         line = [method.name, str(summary["subjects"]), str(summary["pictures"])]

@@ -25,7 +25,7 @@ from profusion_cli.faceworld.world import (
     identity,
     with_traits,
 )
-from profusion_cli.files import atomic_output, read_source
+from profusion_cli.files import atomic_output, read_source, sha256_of
 from profusion_cli.images import crop_square, decode_photo
 
 SIDE = 64
@@ -65,7 +65,8 @@ def subjects_of(study: Study) -> list[StudySubject]:
     """All subjects of a study, in order.
 
     Raises:
-        ConfigError: a photo that is not there, two of one name, or more people than the face world's split has.
+        ConfigError: a photo that is not there, one that is held out twice or tuned on, two of one name, or more people
+            than the face world's split has.
     """
     people = study.subjects.faceworld
     if people is not None:
@@ -117,10 +118,16 @@ def subjects_of(study: Study) -> list[StudySubject]:
         for file in (subject.file, *subject.held_out):
             if not file.is_file():
                 raise ConfigError(f"There is no photo '{file}'.", "Names are relative to the study's file.")
-        if subject.file in subject.held_out:
-            raise ConfigError(
-                f"'{subject.file}' is held out, and is what the subject is tuned on.", "Leave it out of `held_out`."
-            )
+        contents = {sha256_of(read_source(str(subject.file))): subject.file}
+        for file in subject.held_out:
+            same = contents.setdefault(sha256_of(read_source(str(file))), file)
+            if same == subject.file:
+                raise ConfigError(
+                    f"'{file}' is held out, and is what the subject is tuned on.",
+                    "Leave it out of the held-out photos.",
+                )
+            if same != file:
+                raise ConfigError(f"'{file}' and '{same}' are the same photo.", "Leave one of them out.")
         if [other.name for other in found].count(subject.name) > 1:
             raise ConfigError(f"Two subjects are called '{subject.name}'.", "Give each a `name`.")
     return found
