@@ -830,9 +830,9 @@ def test_intervals_over_few_subjects_are_said_to_be_too_narrow(tmp_path: Path) -
         {"method": "a", "subject": str(n), "reconstruction": False, "scores": {"x": 1.0, "y": 1.0 if n < 7 else None}}
         for n in range(8)
     ]
-    for column, few in (("x", False), ("y", True)):
-        source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}}}
-        source["outputs"] = {"t": {"title": "T", "columns": [column]}}
+    for columns, few in ((["x"], False), (["x", "y"], True)):
+        source = {"preset": "tiny-random", "prompts": ["S*"], "methods": {"a": {}, "not drawn yet": {}}}
+        source["outputs"] = {"t": {"title": "T", "columns": columns}}
         write_report(tmp_path, build_study(source, "s", tmp_path), rows, {"missing": {}, "failed": []}, {})
         assert ("fewer than 8 subjects" in (tmp_path / "tables.md").read_text()) is few
 
