@@ -39,7 +39,14 @@ PROMPTS = [
 ]
 STUDY = {
     "preset": "faceworld",
-    "settings": {"dtype": "float32", "augment.steps": 10, "finetune.batch_size": 6, "sample.steps": 8},
+    "settings": {
+        "dtype": "float32",
+        "augment.steps": 10,
+        "finetune.steps": 50,
+        "finetune.learning_rate": 6e-4,
+        "finetune.batch_size": 6,
+        "sample.steps": 8,
+    },
     "subjects": {"faceworld": {"split": "test", "count": 1}},
     "prompts": PROMPTS,
     "metrics": {"faceworld": {}},
