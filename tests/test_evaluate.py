@@ -425,10 +425,8 @@ def test_what_is_pretrained_on_given_pictures_is_not_shared(tmp_path: Path) -> N
     """Others may have taken their place by the next run."""
     own = {"pretrain": {"steps": 1, "batch_size": 2}, "augment": False}
     source = study_of(tmp_path, outputs={}, pairs=None, metrics={}, prompts=["S*"], reconstructions=0)
-    study, bundles = (
-        write(tmp_path, {**source, "methods": {"own": own, "tuned": {"augment": False}}}),
-        tmp_path / "kept",
-    )
+    source["methods"] = {"own": own, "tuned": {"augment": False}}
+    study, bundles = write(tmp_path, source), tmp_path / "kept"
     ok("evaluate", study, "-o", tmp_path / "run", "--limit", 1, "--bundles", bundles, "--pretrain-on", tmp_path)
     assert len(list(bundles.rglob("*.pfz"))) == 1
     assert [path.parent.name for path in (tmp_path / "run").rglob("*.pfz")] == ["promptnets"]

@@ -35,10 +35,12 @@ def test_every_column_of_the_face_world_falls_when_what_it_is_for_is_spoilt_and_
     for trait in ("glasses", "beard"):
         own, details, structure = lost(f"without {trait}", f"details: {trait}", "details", "structure")
         assert own > 0.8 and details > 0.02 and abs(structure) < 0.1
-    for kind in ("two framings blended", "parts doubled"):
-        series = ["true pictures", *(f"{kind}, {strength}" for strength in STRENGTHS)]
-        falls = [[found[name]["structure"] for name in series], [-found[name]["KID"] for name in series]]
-        assert_monotone(*(falls if kind == "two framings blended" else falls[:1]))
+
+    def along(kind: str, column: str) -> list[float]:
+        return [found[name][column] for name in ("true pictures", *(f"{kind}, {strength}" for strength in STRENGTHS))]
+
+    assert_monotone(along("two framings blended", "structure"), along("parts doubled", "structure"))
+    assert_monotone([-distance for distance in along("two framings blended", "KID")])
     assert found["blurred"]["KID"] > 0.03
     adherence, identity, details = lost("blurred", "adherence", "identity", "details")
     assert max(abs(adherence), abs(identity), abs(details)) < 0.1

@@ -102,15 +102,7 @@ class Run:
                 process is at work.
         """
         with ExitStack() as stack:
-            error = None
-            if self.processes.is_main:
-                try:
-                    self._claim(stack.enter_context(claimed(self.folder)), go_on)
-                    if self.bundles.shared is not None:
-                        make_folder(self.bundles.shared, "folder of bundles", "Name another with --bundles.")
-                except ProfusionError as refused:
-                    error = refused
-            self.processes.agree(error)
+            self.processes.first(lambda: self._claim(stack.enter_context(claimed(self.folder)), go_on))
             yield
 
     def cells(self, methods: Sequence[Method], everyone: bool = False) -> list[Cell]:
@@ -222,13 +214,7 @@ class Run:
 
     def _pretrain(self, methods: Sequence[Method]) -> None:
         """Make the PromptNets of methods, each in one of the processes; all wait for all of them."""
-        error = None
-        if self.processes.is_main:
-            try:
-                self.bundles.pictures()
-            except ProfusionError as refused:
-                error = refused
-        self.processes.agree(error)
+        self.processes.first(self.bundles.pictures)
         ranks = share_out([1.0] * len(methods), self.processes.count)
         self.maker.pretrain(
             [method for method, rank in zip(methods, ranks, strict=True) if rank == self.processes.rank]
@@ -256,7 +242,7 @@ class Run:
             raise InputError(f"There is no '{place}' to pre-train on.", "Check the name.")
 
     def _claim(self, before: str | None, go_on: bool) -> None:
-        """Write the study's file, unless the run that was there before is another's."""
+        """Write the study's file, unless the run that was there before is another's; and make the folder of bundles."""
         text = yaml.safe_dump(dict(self.study.source), sort_keys=False, allow_unicode=True)
         hint = (
             "Name another folder with -o, or add --continue: cells that have changed are then made again, and the "
@@ -276,6 +262,8 @@ class Run:
         if before != text:
             with atomic_output(self.folder / STUDY_FILE, force=True) as file:
                 file.write(text.encode())
+        if self.bundles.shared is not None:
+            make_folder(self.bundles.shared, "folder of bundles", "Name another with --bundles.")
 
     def _rows(self, cell: Cell) -> Iterator[dict[str, Any]]:
         """The pictures of a finished cell."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -76,6 +76,20 @@ class Processes:
         stopped = next((told for told in self.gather(error) if told is not None), None)
         if stopped is not None:
             raise stopped
+
+    def first(self, do: Callable[[], object]) -> None:
+        """Have the first process do something that the others wait for.
+
+        Raises:
+            ProfusionError: what has stopped it, in each of them.
+        """
+        error = None
+        if self.is_main:
+            try:
+                do()
+            except ProfusionError as stopped:
+                error = stopped
+        self.agree(error)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ class Bundles:
     def _planned(self, cell: Cell, subject: StudySubject, config: Config) -> tuple[list[str], str, Config]:
         """Names of a subject's views, one or none, and of its bundle; and the configuration that both are made with."""
         known = [self.marks.of_photo(subject, cell.method), self.marks.of_weights(cell.method, config)]
-        pretrained = [self.marks.of_pretraining(cell.method)] if cell.method.pretrain else []
+        own = self.promptnet_file(cell.method) if cell.method.pretrain else None
 
         def name(*depends_on: Any) -> str:
             return f"{slug(subject.name)}-{digest(depends_on)}.pfz"
@@ -142,10 +142,9 @@ class Bundles:
         augmented = cell.method.augment and trained
         drawing, training = (_in_precision(config, training) for training in (False, trained))
         switches = [] if augmented else ["--no-augment"]
-        bundle = name("finetune", [*known, *pretrained], subject_settings(training), switches)
-        if cell.method.pretrain:
-            weights = str(self.promptnet_file(cell.method))
-            config = replace(config, promptnet=replace(config.promptnet, weights=weights, sha256=None, note=""))
+        bundle = name("finetune", [*known, *([own.stem] if own else [])], subject_settings(training), switches)
+        if own:
+            config = replace(config, promptnet=replace(config.promptnet, weights=str(own), sha256=None, note=""))
         return [name("augment", known, views_settings(drawing), [])] if augmented else [], bundle, config
 
     def _made(self, kind: str, name: str, make: Callable[[Path], None], shared: Path | None) -> Path:

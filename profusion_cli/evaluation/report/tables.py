@@ -113,8 +113,8 @@ def subjects_in(rows: Sequence[Row], methods: Sequence[Method], column: str) -> 
 
 def _of_fewer(counts: Sequence[tuple[int, int]]) -> str:
     """What stands behind a column's name that is not about all subjects, such as what only some photos have."""
-    fewer = sorted({scored for scored, drawn in counts if scored < drawn})
-    return f" (of {' to '.join(map(str, dict.fromkeys([fewer[0], fewer[-1]])))})" if fewer else ""
+    fewer = [scored for scored, drawn in counts if scored < drawn]
+    return f" (of {' to '.join(map(str, sorted({min(fewer), max(fewer)})))})" if fewer else ""
 
 
 def table_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -118,19 +118,28 @@ def subjects_of(study: Study) -> list[StudySubject]:
         for file in (subject.file, *subject.held_out):
             if not file.is_file():
                 raise ConfigError(f"There is no photo '{file}'.", "Names are relative to the study's file.")
-        contents = {sha256_of(read_source(str(subject.file))): subject.file}
-        for file in subject.held_out:
-            same = contents.setdefault(sha256_of(read_source(str(file))), file)
-            if same == subject.file:
-                raise ConfigError(
-                    f"'{file}' is held out, and is what the subject is tuned on.",
-                    "Leave it out of the held-out photos.",
-                )
-            if same != file:
-                raise ConfigError(f"'{file}' and '{same}' are the same photo.", "Leave one of them out.")
+        if subject.held_out:
+            _check_held_out(subject.file, subject.held_out)
         if [other.name for other in found].count(subject.name) > 1:
             raise ConfigError(f"Two subjects are called '{subject.name}'.", "Give each a `name`.")
     return found
+
+
+def _check_held_out(tuned: Path, held_out: Sequence[Path]) -> None:
+    """No two of these photos are the same.
+
+    Raises:
+        ConfigError: two are, by whatever names.
+    """
+    contents = {sha256_of(read_source(str(tuned))): tuned}
+    for file in held_out:
+        same = contents.setdefault(sha256_of(read_source(str(file))), file)
+        if same == tuned:
+            raise ConfigError(
+                f"'{file}' is held out, and is what the subject is tuned on.", "Leave it out of the held-out photos."
+            )
+        if same != file:
+            raise ConfigError(f"'{file}' and '{same}' are the same photo.", "Leave one of them out.")
 
 
 def reference_photo(seed: int, **context: str) -> Image.Image:
