@@ -264,6 +264,7 @@ def test_held_out_photos_are_of_a_folder_or_named_and_what_is_tuned_on_is_told(j
         ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["ann.png"]}]}}, "is what the subject is tuned on"),
         ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["copy.png"]}]}}, "is what the subject is tuned on"),
         ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["b.png", "b2.png"]}]}}, "are the same photo"),
+        ({"subjects": {"photos": [{"file": "ann.png", "held_out": ["b.png", "b.png"]}]}}, "are the same photo"),
         ({"outputs": {"t": {"title": "T", "columns": ["reconstruction: KID"]}}}, "Name 'KID'"),
         ({"metrics": {"realism": {}}, "outputs": {}}, "folder of photographs"),
     ],

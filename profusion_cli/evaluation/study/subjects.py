@@ -131,15 +131,17 @@ def _check_held_out(tuned: Path, held_out: Sequence[Path]) -> None:
     Raises:
         ConfigError: two are, by whatever names.
     """
-    contents = {sha256_of(read_source(str(tuned))): tuned}
+    known = {sha256_of(read_source(str(tuned))): tuned}
     for file in held_out:
-        same = contents.setdefault(sha256_of(read_source(str(file))), file)
+        content = sha256_of(read_source(str(file)))
+        same = known.get(content)
         if same == tuned:
             raise ConfigError(
                 f"'{file}' is held out, and is what the subject is tuned on.", "Leave it out of the held-out photos."
             )
-        if same != file:
+        if same is not None:
             raise ConfigError(f"'{file}' and '{same}' are the same photo.", "Leave one of them out.")
+        known[content] = file
 
 
 def reference_photo(seed: int, **context: str) -> Image.Image:
