@@ -24,7 +24,7 @@ from profusion_cli.evaluation.pairs import key as keys
 from profusion_cli.evaluation.pairs.answers import LEFT, RIGHT
 from profusion_cli.evaluation.pairs.key import Pair, key_path
 from profusion_cli.evaluation.rendering import render
-from profusion_cli.files import check_output, output_hint, read_source, sha256_of
+from profusion_cli.files import check_output, output_hint, read_source, sha256_of, writing
 from profusion_cli.images import decode_photo
 
 PHOTO_SIDE = 768
@@ -90,12 +90,8 @@ def write_pairs(
     chosen, warnings = _choose(run, ours, others, count, rng)
     with output_hint("Remove the page and its key to make others."):
         check_output(key, force=False)
-    try:
+    with writing(target):
         page = _write_both(target, key, ours, run, chosen, rng)
-    except OSError as error:
-        raise OutputError(
-            f"'{target}' cannot be written: {error.strerror or error}.", "Choose another place."
-        ) from error
     counts = Counter(pair.other(ours) for pair in chosen)
     return {
         "id": page,
