@@ -7,45 +7,18 @@ the list of keys (`profusion presets --keys`) and the checks of `profusion_cli.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from profusion_cli.errors import ConfigError
 from profusion_cli.mappings import build, plain
+from profusion_cli.plans import EXACT, PlansConfig, SpeedName
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
+from profusion_cli.settings import AUGMENTATION, CONFIGURATION, FUSION, setting
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 SaveDType = Literal["float16", "bfloat16", "float32"]
 SEEDS = 2**32 - 1
-
-CONFIGURATION = "Configuration"
-AUGMENTATION = "Augmentation"
-FUSION = "Fusion Sampling"
-
-
-def setting(
-    help: str,
-    default: Any = MISSING,
-    low: float | None = None,
-    high: float | None = None,
-    flag: str | None = None,
-    panel: str | None = None,
-    metavar: str | None = None,
-) -> Any:
-    """A key of the configuration.
-
-    Args:
-        help: one or two sentences.
-        default: its value where nobody gives one; none: it must be given.
-        low, high: the range of a number, both ends included; of every number in a tuple.
-        flag: the option that sets it, in the commands that take it; `--no-...` sets it to false. None: `--set` alone.
-        panel: of the options in a command's help.
-        metavar: what the help calls the option's value.
-    """
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "flag": flag, "panel": panel, "metavar": metavar},
-    )
 
 
 @dataclass(frozen=True)
@@ -259,7 +232,12 @@ class SampleConfig:
 
     num_images: int = setting("Pictures for each prompt.", 1, 1, 100_000, flag="-n/--num-images")
     batch_size: int = setting("Pictures drawn at once; changes speed and memory only.", 1, 1, 4096, flag="--batch-size")
-    steps: int = setting("Sampler steps.", 50, 1, 1000, flag="--steps")
+    speed: SpeedName = setting(
+        "exact (the algorithm as it stands), or the plans fast and draft, which ask the UNet for less.",
+        EXACT,
+        flag="--speed",
+    )
+    steps: int = setting("Sampler steps of the exact algorithm.", 50, 1, 1000, flag="--steps")
     negative_prompt: str = setting("What the pictures should not show.", "", flag="--negative-prompt")
     width: int | None = setting("In pixels; the base model's resolution by default.", None, 8, 4096, flag="--width")
     height: int | None = setting("In pixels; the base model's resolution by default.", None, 8, 4096, flag="--height")
@@ -350,6 +328,7 @@ class Config:
     finetune: FinetuneConfig = setting("Fine-tuning on one subject.", FinetuneConfig())
     pretrain: PretrainConfig = setting("Pre-training PromptNet.", PretrainConfig())
     sample: SampleConfig = setting("Sampling.", SampleConfig())
+    plans: PlansConfig = setting("Plans of `sample.speed`.", PlansConfig())
     class_word: str = setting(
         'What the subject is, for the text without it ("a person").', "a person", flag="--class-word"
     )
@@ -369,6 +348,12 @@ class Config:
         "The same bytes whatever the number of threads: one CPU thread, and algorithms that repeat themselves. Slower.",
         False,
         flag="--deterministic",
+        panel=CONFIGURATION,
+    )
+    compile: bool = setting(
+        "Draw with UNet and PromptNet compiled by torch.compile: the first takes minutes, each step is quicker.",
+        False,
+        flag="--compile",
         panel=CONFIGURATION,
     )
 

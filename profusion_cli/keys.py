@@ -20,7 +20,7 @@ class Key:
     Args:
         name: dotted, as `--set` takes it.
         hint: its type.
-        field: of the dataclass that it belongs to; its metadata are those of `profusion_cli.config.setting`.
+        field: of the dataclass that it belongs to; its metadata are those of `profusion_cli.settings.setting`.
         default: where no preset says otherwise; MISSING: a preset must.
     """
 

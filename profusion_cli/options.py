@@ -9,10 +9,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from profusion_cli.config import AUGMENTATION, CONFIGURATION
 from profusion_cli.errors import ConfigError, UsageError
 from profusion_cli.keys import Key, all_keys, keys_with_flags
 from profusion_cli.mappings import flat
+from profusion_cli.settings import AUGMENTATION, CONFIGURATION
 
 OUTPUT = "Output"
 MACHINE = ("device", "dtype", "seed", "deterministic")

@@ -14,10 +14,15 @@ from profusion_cli.config import Config, build_config
 from profusion_cli.errors import ConfigError, UsageError
 from profusion_cli.mappings import FlagText, merge, nested
 from profusion_cli.methods import METHODS, PROFUSION, method_of
+from profusion_cli.plans import EXACT
 
 DEFAULT_PRESET = "sd2"
 PRESET_VARIABLE = "PROFUSION_PRESET"
 SHIPPED = "shipped:"
+PRESETS_OWN = ("sample", "plans", "preset", "description")
+"""Sections that `--preset` decides, whatever a bundle remembers."""
+EXACT_KEYS = {"steps", "sampler", "fusion_steps"}
+"""Of `sample`: who gives one of them wants it followed to the letter."""
 BAD_YAML = (
     *(yaml.YAMLError, ValueError, OverflowError, RecursionError),
     *(AttributeError, KeyError, IndexError),  # of `!!timestamp x`, `!!bool x` and `!!int ''`
@@ -166,10 +171,11 @@ def resolve_config(
     Args:
         preset: `--preset`, or None.
         remembered: the configuration in a bundle's manifest. Without `--preset` it is complete by
-            itself; with one, the preset gives the `sample` section and the bundle everything that it
+            itself; with one, the preset gives the sections `sample` and `plans`, and the bundle everything that it
             was made with.
         flags: values of keys given as options, by their dotted names.
-        settings: arguments of `--set`.
+        settings: arguments of `--set`. Who says how to sample, by these or by flags, and not how fast, means the exact
+            algorithm.
 
     Raises:
         ConfigError, UsageError: as `read_preset`, `parse_settings` and `build_config`; or a preset of another base
@@ -188,13 +194,16 @@ def resolve_config(
     else:
         values = read_preset(preset, method)
         _check_same_base(values, remembered)
-        fixed = {key: value for key, value in remembered.items() if key not in ("sample", "preset", "description")}
+        fixed = {key: value for key, value in remembered.items() if key not in PRESETS_OWN}
         lower = merge(values, fixed)
     if "preset" in set_by_key:
         raise UsageError("--set preset=... cannot change the preset.", "Use --preset.")
     if any("weights" in (layer.get("promptnet") or {}) for layer in (set_by_key, given) if _has_section(layer)):
         # the preset's pin belongs to the preset's weights
         lower = merge(lower, {"promptnet": {"revision": None, "sha256": None, "note": ""}})
+    explicit = merge(set_by_key, given).get("sample")
+    if isinstance(explicit, Mapping) and "speed" not in explicit and explicit.keys() & EXACT_KEYS:
+        lower = merge(lower, {"sample": {"speed": EXACT}})
     lower = merge(lower, set_by_key)
     build_config(lower)  # so that no flag hides a wrong --set
     return build_config(merge(lower, given))

@@ -73,6 +73,11 @@ def sampler_help() -> str:
     return f"{', '.join(first)} or {last}."
 
 
+def has_text(config: SampleConfig) -> bool:
+    """Whether the text has a term of its own in the refinement."""
+    return SAMPLERS[config.sampler].text and config.text_guidance > 0
+
+
 def subject_weights(config: SampleConfig, subjects: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Guidance scale of each subject, and the weights (summing to 1) of their UNet changes.
 

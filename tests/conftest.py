@@ -8,6 +8,7 @@ import gc
 import io
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -248,3 +249,28 @@ def other_subject(work: Path) -> Path:
         target,
     )
     return target
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Counts the networks' calls, with the batch size of each."""
+    from diffusers import UNet2DConditionModel
+
+    from profusion_cli.runtime.promptnet import PromptNet
+    from profusion_cli.runtime.text import TextConditioner
+
+    log: Counter = Counter()
+
+    def count(cls, method, name, batch_of):
+        original = getattr(cls, method)
+
+        def counted(self, *args, **kwargs):
+            log[name, batch_of(args)] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, method, counted)
+
+    count(UNet2DConditionModel, "forward", "unet", lambda args: args[0].shape[0])
+    count(PromptNet, "forward", "promptnet", lambda args: args[0].shape[0])
+    count(TextConditioner, "hidden_states", "text", lambda args: args[0].shape[0])
+    return log

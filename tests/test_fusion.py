@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from profusion_cli.plans import exact_plan
 from profusion_cli.runtime.fusion import (
     NONE,
     TEXT,
@@ -217,7 +218,7 @@ def test_algorithm_1_step_by_step():
     for m in (0, 1, 2):
         toy, drawn = Toy(), []
         out = sample_fusion(
-            toy, x, [t], ALPHAS, ONE_SUBJECT, counting_noise(drawn), final_alpha_cumprod=a_s, fusion_steps=m
+            toy, x, [t], ALPHAS, ONE_SUBJECT, counting_noise(drawn), final_alpha_cumprod=a_s, plan=exact_plan(1, m)
         )
         expected = x
         for j in range(m):
@@ -236,13 +237,20 @@ def test_without_refinement_the_fused_prediction_takes_the_step():
     x, a_t, a_s = normal(1, 2, 2, 2, seed=5), float(ALPHAS[601]), float(ALPHAS[501])
     toy, drawn = Toy(), []
     out = sample_fusion(
-        toy, x, [601], ALPHAS, ONE_SUBJECT, counting_noise(drawn), final_alpha_cumprod=a_s, refine=False
+        toy,
+        x,
+        [601],
+        ALPHAS,
+        ONE_SUBJECT,
+        counting_noise(drawn),
+        final_alpha_cumprod=a_s,
+        plan=exact_plan(1, refine=False),
     )
     eps = fused_eps(Toy(), x, 601, ONE_SUBJECT)
     torch.testing.assert_close(out, ddim_step(x, eps, a_t, a_s, ddim_sigma(a_t, a_s, 1.0), normal(1, 2, 2, 2, seed=0)))
     assert len(toy.calls) == 1
     with pytest.raises(ValueError, match="nothing to do"):
-        sample_fusion(toy, x, [601], ALPHAS, ONE_SUBJECT, counting_noise([]), fusion_steps=0, refine=False)
+        exact_plan(1, fusion_steps=0, refine=False)
 
 
 def test_any_decreasing_schedule_is_walked_exactly():
@@ -275,7 +283,7 @@ def test_noise_is_asked_for_in_order_and_only_when_used():
             ONE_SUBJECT,
             counting_noise(drawn),
             final_alpha_cumprod=0.999,
-            fusion_steps=2,
+            plan=exact_plan(2, 2),
             eta=eta,
             fusion_eta=fusion_eta,
         )

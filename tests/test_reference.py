@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from profusion_cli.config import BaseConfig, ComponentConfig
 from profusion_cli.images import crop_square, decode_photo
+from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, clip_pixels, pixel_values
 from profusion_cli.runtime.denoiser import PromptDenoiser, PromptNetSubject, tokenize_prompt
@@ -233,7 +234,7 @@ def test_plain_guidance_trajectory(base, promptnets, inputs):
             guidance_of(case["settings"]),
             lambda i, j: pytest.fail("plain guidance asked for noise"),
             final_alpha_cumprod=float(base.scheduler.final_alpha_cumprod),
-            fusion_steps=0,
+            plan=exact_plan(10, fusion_steps=0),
         )
     assert (final - data["final"]).norm() / data["final"].norm() < 1e-4
 

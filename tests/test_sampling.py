@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
@@ -20,6 +19,7 @@ from profusion_cli.errors import ConfigError
 from profusion_cli.images import read_record
 from profusion_cli.jobs.configuration import remembered_config
 from profusion_cli.mappings import merge
+from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
@@ -38,31 +38,6 @@ def drawn(tmp_path, *arguments) -> np.ndarray:
     steps = () if "--steps" in arguments else ("--steps", 2)
     ok("sample", *arguments, *steps, "-o", target, "--force", "-q")
     return pixels(target)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Counts the networks' calls, with the batch size of each."""
-    from diffusers import UNet2DConditionModel
-
-    from profusion_cli.runtime.promptnet import PromptNet
-    from profusion_cli.runtime.text import TextConditioner
-
-    log: Counter = Counter()
-
-    def count(cls, method, name, batch_of):
-        original = getattr(cls, method)
-
-        def counted(self, *args, **kwargs):
-            log[name, batch_of(args)] += 1
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(cls, method, counted)
-
-    count(UNet2DConditionModel, "forward", "unet", lambda args: args[0].shape[0])
-    count(PromptNet, "forward", "promptnet", lambda args: args[0].shape[0])
-    count(TextConditioner, "hidden_states", "text", lambda args: args[0].shape[0])
-    return log
 
 
 def test_one_step_costs_two_unet_calls_and_two_promptnet_calls(calls, subject, tmp_path):
@@ -96,6 +71,36 @@ def test_what_the_variants_cost(calls, subject, tmp_path, options, unet, promptn
     ok("sample", subject, "S* in style", "--steps", 2, *options, "-o", tmp_path / "x.png")
     assert {batch: count for (name, batch), count in calls.items() if name == "unet"} == unet
     assert calls["promptnet", 1] == promptnet
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_networks_draw_the_same_picture(subject, tmp_path, monkeypatch, backend):
+    """To a grey level; with the code that is compiled by default, and traced alone, which takes less time."""
+    plain = torch.nn.Module.compile
+    compiled = []
+
+    def compile_with(self, **options):
+        compiled.append(type(self).__name__)
+        plain(self, dynamic=options["dynamic"], backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
+    arguments = ["sample", subject, "S* in style", "--steps", 2, "--sampler", "cfg", "--dtype", "float32"]
+    ok(*arguments, "-o", tmp_path / "plain.png")
+    assert not compiled
+    ok(*arguments, "--compile", "-o", tmp_path / "compiled.png")
+    assert compiled == ["PromptNet", "UNet2DConditionModel"]
+    assert abs(pixels(tmp_path / "plain.png") - pixels(tmp_path / "compiled.png")).max() <= 1
+
+
+def test_where_nothing_can_be_compiled_that_is_told(subject, tmp_path, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken))
+    failed = run("sample", subject, "S* in style", "--steps", 2, "--compile", "-o", tmp_path / "x.png")
+    assert failed.exit_code == 6
+    assert "--compile" in failed.stderr
+    assert run("sample", subject, "S* in style", "--steps", 2, "-o", tmp_path / "x.png").exit_code == 0
 
 
 def test_batch_size_and_company_change_no_picture(subject, tmp_path):
@@ -179,7 +184,9 @@ def test_a_sampler_looks_at_its_own_settings_alone(sampler, name, fusion_steps):
         settings = replace(sampler.settings, sampler=name, fusion_steps=fusion_steps)
         settings = replace(settings, **changes)
         tokens = tokenize(sampler.base, prompt, sampler.subjects, words, settings, concept)
-        chosen = (tokens, settings, (7.0,), [picture_generator(0, 0)])
+        kind = SAMPLERS[name]
+        plan = exact_plan(settings.steps, kind.fusion_steps(settings.fusion_steps), kind.refinement)
+        chosen = (tokens, settings, plan, (7.0,), [picture_generator(0, 0)])
         return np.asarray(draw_pictures(sampler.base, sampler.unet, sampler.subjects, *chosen)[0]).astype(int)
 
     plain, unused = with_settings(), SAMPLERS[name].unused(fusion_steps)

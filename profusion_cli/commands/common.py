@@ -6,16 +6,17 @@ import fnmatch
 import os
 import shlex
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profusion_cli.config import Config
-from profusion_cli.console import Output, print_yaml
+from profusion_cli.console import Output, print_result, print_yaml
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
-from profusion_cli.prompts import placeholder_pattern
+from profusion_cli.plans import asked_of, cost_of, lines_of, plan_of
+from profusion_cli.prompts import parse_prompt, placeholder_pattern
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
@@ -199,9 +200,32 @@ def quoted(argument: str) -> str:
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
-def print_config(config: Config) -> None:
-    """The resolved configuration as YAML on standard output (`--dry-run`)."""
+def print_config(config: Config, remarks: Iterable[str] = ()) -> None:
+    """The resolved configuration as YAML on standard output (`--dry-run`), and remarks as its comments."""
     print_yaml(config.as_dict())
+    for remark in remarks:
+        print_result(f"# {remark}")
+
+
+def plan_remarks(
+    config: Config, bundles: Sequence[Bundle], prompts: Sequence[str], scales: Sequence[float]
+) -> Iterator[str]:
+    """What pictures of prompts are drawn by, and what they cost; see `print_config`.
+
+    Args:
+        config: the resolved configuration.
+        bundles: of the subjects.
+        prompts: of the pictures.
+        scales: guidance scale of each subject in a picture.
+    """
+    from profusion_cli.bundle.kinds import WORD_FILE
+
+    plan, learned = plan_of(config), all(WORD_FILE not in bundle.files for bundle in bundles)
+    costs = {}
+    for prompt in prompts:
+        joint = parse_prompt(prompt, config.placeholder, len(bundles)).joint
+        costs[prompt] = cost_of(plan, asked_of(config.sample, scales, joint), learned)
+    return lines_of(plan, costs)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

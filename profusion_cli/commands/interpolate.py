@@ -14,6 +14,7 @@ from profusion_cli.commands.common import (
     check_unexpanded,
     check_whole,
     open_bundle,
+    plan_remarks,
     print_config,
     split_arguments,
 )
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from profusion_cli.jobs.pictures import Picture
 
 DEFAULT_FPS = 4.0
+BETWEEN = (0.5, 0.5)
+"""The subjects of a picture on the way; at its ends there is one."""
 
 
 @options.takes(
-    *("sample", "placeholder", "class_word", "base.id", *options.MACHINE),
+    *("sample", "placeholder", "class_word", "base.id", *options.MACHINE, "compile"),
     without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(
@@ -97,7 +100,7 @@ def interpolate(
     drawn, word = [], flags.get("class_word")
     with closing(draw_way(bundles, texts[0], frames, config, class_word=word, listener=output)) as pictures:
         if dry_run:
-            print_config(config)
+            print_config(config, plan_remarks(config, bundles, texts, BETWEEN))
             return
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
         for picture in pictures:

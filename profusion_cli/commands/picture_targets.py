@@ -17,6 +17,7 @@ from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target
 from profusion_cli.images import decode_photo
 from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, is_animation
+from profusion_cli.plans import EXACT, plan_of
 from profusion_cli.samplers import SAMPLERS
 
 DEFAULT_FOLDER = "pictures"
@@ -100,9 +101,15 @@ def check_useful(config: Config, flags: Mapping[str, Any]) -> None:
     """Every option that was given does something.
 
     Raises:
-        UsageError: one that the chosen sampler does not look at.
+        UsageError: one that the chosen sampler, or plan, does not look at.
     """
     own = config.sample
+    if own.speed != EXACT and "sample.steps" in flags:
+        count = len(plan_of(config).steps)
+        raise UsageError(
+            f"--steps is of the exact algorithm, and --speed {own.speed} takes {count} of its steps.",
+            f"Leave one of them out, or change how many with --set plans.{own.speed}.steps=N.",
+        )
     kind = SAMPLERS[own.sampler]
     for name in kind.unused(own.fusion_steps):
         if f"sample.{name}" in flags:

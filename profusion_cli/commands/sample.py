@@ -17,6 +17,7 @@ from profusion_cli.commands.common import (
     check_unexpanded,
     check_whole,
     open_bundle,
+    plan_remarks,
     print_config,
     split_arguments,
 )
@@ -24,6 +25,7 @@ from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
 from profusion_cli.prompts import PLACEHOLDER, read_prompts
+from profusion_cli.samplers import subject_weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 SHEET_CELL = 256
 
 
-@options.takes("sample", "placeholder", "class_word", "base.id", *options.MACHINE)
+@options.takes("sample", "placeholder", "class_word", "base.id", *options.MACHINE, "compile")
 def sample(
     arguments: Annotated[
         list[str],
@@ -103,7 +105,8 @@ def sample(
         targets = plan_targets(target, texts, config, force, as_json)
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
         if dry_run:
-            print_config(config)
+            scales, _ = subject_weights(config.sample, len(bundles))
+            print_config(config, plan_remarks(config, bundles, texts, scales))
             return
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
         for picture in pictures:

@@ -30,6 +30,8 @@ FOUND, FOUND_IN_PHOTO = "face found", "face found in photo"
 """Ends of the names of columns that say, by 1 or 0, where there was a face to judge."""
 RECONSTRUCTION, SECOND = "reconstruction: ", "second: "
 """Before the names of columns: of pictures of "a photo of S*" alone, and of the other one of two subjects."""
+COST = "U"
+"""A column that no metric judges: what a picture costs, in evaluations of the UNet."""
 Item = TypeVar("Item", str, "Image.Image")
 Feature = TypeVar("Feature")
 

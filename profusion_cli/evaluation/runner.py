@@ -20,12 +20,13 @@ from profusion_cli.evaluation.cells.judging import Jury
 from profusion_cli.evaluation.cells.making import Maker, needs_twice
 from profusion_cli.evaluation.cells.marks import Marks
 from profusion_cli.evaluation.cells.sharing import share_out, units_of, work_of
+from profusion_cli.evaluation.cells.work import picture_cost
 from profusion_cli.evaluation.folder import STUDY_FILE, claimed
-from profusion_cli.evaluation.metrics import make_metrics
+from profusion_cli.evaluation.metrics import COST, make_metrics
 from profusion_cli.evaluation.report.page import write_report
 from profusion_cli.evaluation.report.tables import faceless
 from profusion_cli.evaluation.report.versions import versions
-from profusion_cli.evaluation.study.checking import check_columns
+from profusion_cli.evaluation.study.checking import check_columns, names_cost
 from profusion_cli.evaluation.study.schema import TWO, Method, Study, is_reconstruction
 from profusion_cli.evaluation.study.subjects import subjects_of
 from profusion_cli.files import atomic_output, make_folder, write_json
@@ -267,9 +268,10 @@ class Run:
 
     def _rows(self, cell: Cell) -> Iterator[dict[str, Any]]:
         """The pictures of a finished cell."""
+        costs = {COST: picture_cost(cell).units()} if names_cost(self.study) else {}
         scores = [self.jury.scores(cell, name) for name in self.jury.names]
         for number, picture in enumerate(cell.made["pictures"]):
-            values: dict[str, float | None] = {}
+            values: dict[str, float | None] = dict(costs)
             for judged in scores:
                 values |= judged[number] if judged is not None else {}
             yield {

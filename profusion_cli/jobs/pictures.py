@@ -137,13 +137,17 @@ def _opened(
     warn_if_large(config, listener)
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
-        from profusion_cli.runtime.device import repeatable, resolve_placement
+        from profusion_cli.runtime.device import compiling, repeatable, resolve_placement
         from profusion_cli.runtime.needs import DRAWS, base_needs, provide
         from profusion_cli.runtime.sampling import Sampler
 
     provide(base_needs(config, DRAWS))
     placement = resolve_placement(config.device, config.dtype, training=False)
-    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
+    with (
+        repeatable(config.deterministic),
+        compiling(config.compile),
+        BaseModel(config.base, placement, listener) as base,
+    ):
         sampler = Sampler(base, subjects, class_words, prompts, config)
         for warning in sampler.warnings():
             listener.warn(warning)
@@ -155,7 +159,7 @@ def _draw(
 ) -> Generator[Picture, None, None]:
     with _opened(subjects, prompts, class_words, config, listener) as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
-        with listener.progress("Sampling", batches * len(sampler.timesteps)) as step:
+        with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
                 twin = sampler.tokens[drawn.prompt].twin
                 record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, config)
@@ -250,7 +254,7 @@ def _draw_way(
 
         shares = frame_weights(frames, len(subjects))
         record = picture_record(prompt, sampler.tokens[0].twin, 0, subjects, config)
-        with listener.progress("Interpolating", frames * len(sampler.timesteps)) as step:
+        with listener.progress("Interpolating", frames * len(sampler.plan.steps)) as step:
             for frame, image in enumerate(draw_frames(sampler, frames, step)):
                 parameters = picture_parameters(record, config, image)
                 yield Picture(image, 0, frame, {**record, "weights": list(shares[frame])}, parameters)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from profusion_cli.plans import EXACT
+
 LONGEST_TEXT = 100
 MOST_ORIGINS = 5
 
@@ -92,14 +94,24 @@ def _base(source: Mapping[str, Any]) -> str:
     return _joined(named, _told("{} pixels", config("base", "resolution")), _told("by the preset {}", config("preset")))
 
 
-def _sampling(sample: Any) -> str:
-    """The settings that pictures are drawn with."""
+def _sampling(sample: Any, plan: Any) -> str:
+    """The settings that pictures are drawn with, and the plan that they name; None: they name none."""
+    taken, steps = find(plan, "steps"), find(sample, "steps")
+    if isinstance(taken, int) and isinstance(steps, int):
+        taken = min(taken, steps)
     return _joined(
-        _told("{} steps", find(sample, "steps")),
+        "" if plan is None else _told("{}", find(sample, "speed")),
+        f"{_told('{} of ', taken)}{_told('{} steps', steps)}",
         _told("sampler {}", find(sample, "sampler")),
         _told("gamma {}", find(sample, "gamma")),
         *(_told(f"{name} guidance {{}}", find(sample, f"{name}_guidance")) for name in ("subject", "text", "fusion")),
     )
+
+
+def _plan_in(config: Any) -> Any:
+    """The plan that a configuration draws by; None: the exact algorithm."""
+    speed = find(config, "sample", "speed")
+    return find(config, "plans", speed) if isinstance(speed, str) and speed != EXACT else None
 
 
 def _views(record: Any) -> str:
@@ -129,7 +141,7 @@ def _subject(manifest: Mapping[str, Any]) -> dict[str, str]:
         "views": _views(own("augmentation")),
         "promptnet": shown(own("promptnet_source", "weights")),
         "S*": _told("{} times as long as an ordinary word", own("s_star", "length_in_ordinary_words")),
-        "drawn with": _sampling(own("config", "sample")),
+        "drawn with": _sampling(own("config", "sample"), _plan_in(own("config"))),
     }
 
 
@@ -169,7 +181,7 @@ def _picture(record: Any) -> dict[str, Any]:
         "seed": own("seed") if isinstance(own("seed"), int) else None,
         "subjects": shown(names),
         "base": shown(own("base", "id")),
-        "drawn with": _sampling(own("sample")),
+        "drawn with": _sampling(own("sample"), own("plan")),
         "view": shown(own("number")),
         "made by": _told("{} {}", own("tool", "name"), own("tool", "version")),
     }

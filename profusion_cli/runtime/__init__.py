@@ -1,6 +1,6 @@
 """Everything that touches tensors: the method, the models that it runs on, and training.
 
-- the method: `fusion`, `schedule`, `loss` (equations), `promptnet` and its `architecture`, `denoiser`
+- the method: `fusion`, `schedule`, `noise`, `loss` (equations), `promptnet` and its `architecture`, `denoiser`
   and `model` (predictions), `sampling`
 - the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
   `descriptions`; `text`; `pipelines`, `inpaint`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -14,7 +14,7 @@ from profusion_cli.runtime.fusion import Condition
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import epsilon_from
-from profusion_cli.runtime.text import TextConditioner, Tokens
+from profusion_cli.runtime.text import Layout, TextConditioner, Tokens
 
 GammaOn = Literal["embedding", "hidden", "hidden-first"]
 SubjectPrompt = Literal["concept", "full"]
@@ -39,8 +39,8 @@ class Subject(Protocol):
     def words(self) -> int:
         """How many words its S* has."""
 
-    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
-        """S* at (x_t, t), shape (B, words, embedding_dim)."""
+    def pseudo_word(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """S* at x_t and the timestep t, an integer of shape (), as (B, words, embedding_dim)."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class PromptNetSubject:
         """How many words its S* has."""
         return self.promptnet.tokens_for(self.ref_latents.shape[-1])
 
-    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
-        """S* at (x_t, t), shape (B, words, embedding_dim)."""
+    def pseudo_word(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """S* at x_t and the timestep t, an integer of shape (), as (B, words, embedding_dim)."""
         batch = x_t.shape[0]
         return self.promptnet(
             self.ref_latents.expand(batch, -1, -1, -1), x_t, t, self.image_tokens.expand(batch, -1, -1)
@@ -95,7 +95,7 @@ class WordSubject:
         """How many words its S* has."""
         return len(self.embedding)
 
-    def pseudo_word(self, x_t: torch.Tensor, t: int) -> torch.Tensor:
+    def pseudo_word(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """S*, shape (B, words, embedding_dim)."""
         return self.embedding.expand(x_t.shape[0], -1, -1)
 
@@ -162,7 +162,8 @@ class PromptDenoiser:
     """`eps(x_t, t, conditions)` of one prompt, for `sample_fusion`.
 
     Every call computes S* once per subject in use, encodes the prompts with S*, takes prompts without S* from the text
-    conditioner's cache and those whose S* does not change from its own, and calls the UNet once.
+    conditioner's cache and those whose S* does not change from its own, and calls the UNet once. After `prepare`
+    nothing in it waits for the device.
 
     Args:
         unet: the (tuned) UNet.
@@ -175,6 +176,7 @@ class PromptDenoiser:
             output in all rows of S* (`hidden`), or in its first row only (`hidden-first`, the authors'
             code, which differs from `hidden` where S* has several words). `embedding` does little where S* is
             far longer, or far shorter, than what the text encoder's layers add: their norms divide gamma out.
+        word_once: S* is that of the first call at a timestep in further calls at it.
     """
 
     def __init__(
@@ -186,59 +188,88 @@ class PromptDenoiser:
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
         gamma_on: GammaOn = "hidden",
+        word_once: bool = False,
     ) -> None:
         self.unet = unet
         self.text = text
         self.subjects = subjects
         self.tokens = tokens
-        self.alphas_cumprod = alphas_cumprod
+        self._alpha_bars: list[float] = alphas_cumprod.tolist()
         self.prediction_type = prediction_type
         self.gamma_on = gamma_on
+        self.word_once = word_once
         self._ordinary = {i for i, subject in enumerate(subjects) if subject.ordinary}
         self._unchanging = {i for i, subject in enumerate(subjects) if not subject.changes}
         self._encoded: dict[Condition, torch.Tensor] = {}
+        self._timesteps = torch.arange(len(alphas_cumprod), device=text.device)
+        self._words: tuple[int, dict[int, torch.Tensor]] = (-1, {})
+        self._layouts: dict[Condition, Layout] = {}
 
     def _tokens_of(self, condition: Condition) -> Tokens:
         if condition.kind == "fused":
             return self.tokens.fused[condition.subject]
         return self.tokens.subject[condition.subject]
 
+    def prepare(self, conditions: Sequence[Condition]) -> None:
+        """Put what stays the same in every call on the device, so that no call waits for it."""
+        words = {i: subject.words for i, subject in enumerate(self.subjects)}
+        for condition in conditions:
+            if condition.kind in ("none", "text"):
+                self.text.encode(self._text_of(condition))
+            else:
+                self._layout_of(condition, words)
+
+    def _layout_of(self, condition: Condition, words: Mapping[int, int]) -> Layout:
+        if condition not in self._layouts:
+            tokens, shift_positions = self._tokens_of(condition), bool(self._ordinary)
+            self._layouts[condition] = self.text.layout(tokens, words, shift_positions)
+        return self._layouts[condition]
+
+    def _text_of(self, condition: Condition) -> str:
+        return self.tokens.negative_prompt if condition.kind == "none" else self.tokens.twin
+
     def encode(self, condition: Condition, pseudo_words: dict[int, torch.Tensor]) -> torch.Tensor:
         """Text conditioning with gamma S*, shape (B, length, embedding_dim)."""
         gamma = condition.gamma
         if self.gamma_on == "embedding" and gamma != 1:
             pseudo_words = {i: gamma * words for i, words in pseudo_words.items()}
-        embeds, spans = self.text.splice(
-            self._tokens_of(condition), pseudo_words, bool(self._ordinary & pseudo_words.keys()), self._ordinary
-        )
-        hidden = self.text.hidden_states(embeds)
+        layout = self._layout_of(condition, {i: words.shape[1] for i, words in pseudo_words.items()})
+        hidden = self.text.hidden_states(layout.filled(pseudo_words, self._ordinary))
         if self.gamma_on != "embedding" and gamma != 1:
-            for start, words in spans:
+            for start, words in layout.spans:
                 end = start + (1 if self.gamma_on == "hidden-first" else words)
                 hidden[:, start:end] = gamma * hidden[:, start:end]
         return hidden
+
+    def _pseudo_words(self, x_t: torch.Tensor, t: int, needed: set[int]) -> dict[int, torch.Tensor]:
+        """S* of the subjects at (x_t, t)."""
+        if not self.word_once or self._words[0] != t:
+            self._words = (t, {})
+        known = self._words[1]
+        for i in sorted(needed - known.keys()):
+            word = self.subjects[i].pseudo_word(x_t, self._timesteps[t])
+            known[i] = word.clone()  # CUDA graphs write over what they returned
+        return {i: known[i] for i in sorted(needed)}
 
     def __call__(self, x_t: torch.Tensor, t: int, conditions: Sequence[Condition]) -> tuple[torch.Tensor, ...]:
         """Predicted noise for each condition, each of x_t's shape (B, 4, h, w)."""
         batch = x_t.shape[0]
         with_subject = [condition for condition in conditions if condition.kind in ("fused", "subject")]
         needed = {subject for condition in with_subject for _, subject in self._tokens_of(condition).slots}
-        pseudo_words = {i: self.subjects[i].pseudo_word(x_t, t) for i in sorted(needed)}
+        pseudo_words = self._pseudo_words(x_t, t, needed)
         states = []
         for condition in conditions:
-            if condition.kind == "none":
-                states.append(self.text.encode(self.tokens.negative_prompt).expand(batch, -1, -1))
-            elif condition.kind == "text":
-                states.append(self.text.encode(self.tokens.twin).expand(batch, -1, -1))
+            if condition.kind in ("none", "text"):
+                states.append(self.text.encode(self._text_of(condition)).expand(batch, -1, -1))
             elif needed <= self._unchanging:
                 if condition not in self._encoded:
                     self._encoded[condition] = self.encode(condition, pseudo_words)
                 states.append(self._encoded[condition])
             else:
                 states.append(self.encode(condition, pseudo_words))
-        prediction = predict(self.unet, torch.cat([x_t] * len(conditions)), t, Conditioning(torch.cat(states)))
-        alpha_bar_t = float(self.alphas_cumprod[t])
+        at = self._timesteps[t]
+        prediction = predict(self.unet, torch.cat([x_t] * len(conditions)), at, Conditioning(torch.cat(states)))
         return tuple(
-            epsilon_from(part, x_t, alpha_bar_t, self.prediction_type)
+            epsilon_from(part, x_t, self._alpha_bars[t], self.prediction_type)
             for part in prediction.to(x_t.dtype).chunk(len(conditions))
         )

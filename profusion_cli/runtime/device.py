@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -115,6 +116,9 @@ def _gpu_computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+Network = TypeVar("Network", bound=torch.nn.Module)
+BATCHES = 64
+"""Sizes of batches that a network is compiled for at most, one after the other; each further one is run as it is."""
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """An environment variable: with room of its own for each stream, CUDA's matrix products repeat themselves."""
 
@@ -153,9 +157,59 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+def ready(network: Network, placement: Placement, compiled: bool) -> Network:
+    """A network on the device, in the precision and the order of memory that suit it.
+
+    Args:
+        network: is changed in place.
+        placement: where to, and in which precision.
+        compiled: by torch.compile, at its first use with each size of its inputs; on a GPU its kernels are replayed
+            as CUDA graphs. See `compiling`.
+    """
+    on_gpu = placement.device.type == "cuda"
+    network = network.to(placement.device, placement.dtype)
+    if on_gpu:
+        network = network.to(memory_format=torch.channels_last)
+    if compiled:
+        network.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    return network
+
+
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """While it lasts, and where it is wanted, networks are compiled for every size of batch, and what torch.compile
+    cannot do is told of.
+
+    Raises:
+        DeviceError: it does not work here.
+    """
+    if not wanted:
+        yield
+        return
+    from torch import _dynamo
+
+    try:
+        with _dynamo.config.patch(recompile_limit=BATCHES):
+            yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise DeviceError(
+            f"--compile was asked for, and torch.compile does not work here ({type(error).__name__}).",
+            "It wants a C++ compiler, and on a GPU Triton: install them, or leave --compile out.",
+        ) from error
+
+
 def picture_generator(seed: int, index: int) -> torch.Generator:
     """The generator of picture `index`: CPU, seeded with seed + index, the same on every device."""
     return torch.Generator("cpu").manual_seed(seed + index)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; nobody waits for its arrival there."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -15,12 +15,14 @@ answers all conditions at once, and every random number comes from a callable `n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from profusion_cli.plans import Plan, exact_plan
 from profusion_cli.runtime.schedule import ddim_sigma, fusion_fraction, schedule_pairs
 
 
@@ -82,6 +84,11 @@ def area_weights(spans: Sequence[tuple[float, float]], width: int) -> torch.Tens
     return (covered / covered.sum(0))[:, None, None, None]
 
 
+def clean_estimate(x_t: torch.Tensor, eps: torch.Tensor, alpha_bar_t: float) -> torch.Tensor:
+    """x~_0 of eq. (8): (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)."""
+    return (x_t - (1 - alpha_bar_t) ** 0.5 * eps) / alpha_bar_t**0.5
+
+
 def ddim_step(
     x_t: torch.Tensor,
     eps: torch.Tensor,
@@ -98,13 +105,38 @@ def ddim_step(
     Raises:
         ValueError: sigma > 0 without z.
     """
-    x_0 = (x_t - (1 - alpha_bar_t) ** 0.5 * eps) / alpha_bar_t**0.5
+    x_0 = clean_estimate(x_t, eps, alpha_bar_t)
     x_s = alpha_bar_s**0.5 * x_0 + max(1 - alpha_bar_s - sigma**2, 0.0) ** 0.5 * eps
     if sigma == 0:
         return x_s
     if z is None:
         raise ValueError("a step with sigma > 0 needs noise")
     return x_s + sigma * z
+
+
+def dpm_solver_step(
+    x_t: torch.Tensor,
+    eps: torch.Tensor,
+    x_0_before: torch.Tensor,
+    alpha_bar_r: float,
+    alpha_bar_t: float,
+    alpha_bar_s: float,
+) -> torch.Tensor:
+    """DPM-Solver++(2M), the step t -> s (arXiv 2211.01095, Algorithm 2).
+
+    x_s = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) x_t + sqrt(alpha_bar_s) (1 - e^-h) D, where
+    D = x~_0 + (x~_0 - x_0_before) / 2r, lambda = log(alpha_bar / (1 - alpha_bar)) / 2, h = lambda_s - lambda_t and
+    r = (lambda_t - lambda_r) / h.
+
+    Args:
+        x_0_before: x~_0 at the timestep r before t, from which x_t was stepped to.
+        alpha_bar_s: below 1.
+    """
+    lambda_r, lambda_t, lambda_s = (0.5 * math.log(a / (1 - a)) for a in (alpha_bar_r, alpha_bar_t, alpha_bar_s))
+    h = lambda_s - lambda_t
+    x_0 = clean_estimate(x_t, eps, alpha_bar_t)
+    extrapolated = x_0 + h / (2 * (lambda_t - lambda_r)) * (x_0 - x_0_before)
+    return ((1 - alpha_bar_s) / (1 - alpha_bar_t)) ** 0.5 * x_t - alpha_bar_s**0.5 * math.expm1(-h) * extrapolated
 
 
 def fusion_update(
@@ -182,6 +214,33 @@ def refined_eps(eps: Eps, x_t: torch.Tensor, t: int, guidance: Guidance) -> torc
     return independent(eps_none, eps_conditions, scales)
 
 
+class KeptDifferences:
+    """Noise predictions whose guidance differences eps_condition - eps_none can be used again in later steps.
+
+    A difference changes slowly along a schedule, and little where the fusion stage puts noise back, which renews most
+    of eps_none: that is asked for at every call.
+
+    Args:
+        eps: of all conditions at once; NONE is the first of them.
+    """
+
+    def __init__(self, eps: Eps) -> None:
+        self._eps = eps
+        self._kept: dict[Condition, torch.Tensor] = {}
+
+    def fresh(self, x_t: torch.Tensor, t: int, conditions: Sequence[Condition]) -> Sequence[torch.Tensor]:
+        """All of them asked for; the differences are kept."""
+        predictions = self._eps(x_t, t, conditions)
+        for condition, prediction in zip(conditions[1:], predictions[1:], strict=True):
+            self._kept[condition] = prediction - predictions[0]
+        return predictions
+
+    def kept(self, x_t: torch.Tensor, t: int, conditions: Sequence[Condition]) -> Sequence[torch.Tensor]:
+        """eps_none asked for, and the differences that are kept added to it."""
+        (eps_none,) = self._eps(x_t, t, conditions[:1])
+        return [eps_none, *(eps_none + self._kept[condition] for condition in conditions[1:])]
+
+
 def sample_fusion(
     eps: Eps,
     latents: torch.Tensor,
@@ -191,16 +250,15 @@ def sample_fusion(
     noise: Noise,
     *,
     final_alpha_cumprod: float = 1.0,
-    fusion_steps: int = 1,
-    refine: bool = True,
+    plan: Plan | None = None,
     fusion_eta: float = 1.0,
     eta: float = 0.0,
     callback: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """Algorithm 1 along a whole schedule.
+    """Algorithm 1 along a whole schedule, or as much of it as a plan asks for.
 
-    At each step t -> s the fusion stage runs `fusion_steps` times: fused prediction by eq. (3), then
-    eq. (11). The refinement predicts by eq. (6) and takes the DDIM step of eq. (8). Without the
+    At each step t -> s the fusion stage runs as often as the plan says: fused prediction by eq. (3), then
+    eq. (11). The refinement predicts by eq. (6) and takes the step by eq. (8), or by DPM-Solver++(2M). Without the
     refinement (line 11 of Algorithm 1) the last fused prediction itself takes the step t -> s by eq. (8).
 
     Args:
@@ -210,11 +268,10 @@ def sample_fusion(
         alphas_cumprod: shape (train timesteps,).
         guidance: the conditions and their weights.
         noise: `noise(i, j)`, standard normal of latents' shape, for step i (from 0). The fusion stage
-            asks for j = 0 ... fusion_steps - 1, the refinement for j = fusion_steps, and only when the
+            asks for j = 0 ... updates - 1, the refinement for j = updates, and only when the
             step uses it (`eta`, `fusion_eta` > 0); always in increasing order.
         final_alpha_cumprod: alpha_bar behind the last timestep.
-        fusion_steps: m >= 0; 0 is sampling with independent conditions.
-        refine: False is the paper's ablation "without refinement stage".
+        plan: a step for each timestep; None: Algorithm 1 with one fusion update a step.
         fusion_eta: eta of the fusion stage, in [0, 1].
         eta: DDIM eta of the refinement, in [0, 1].
         callback: called with the number of steps done, after each.
@@ -223,21 +280,29 @@ def sample_fusion(
         The latents behind the last timestep, shape (B, C, H, W).
 
     Raises:
-        ValueError: a schedule that does not decrease, or neither stage selected.
+        ValueError: a schedule that does not decrease, or a plan of another length.
     """
-    if fusion_steps < 0 or (fusion_steps == 0 and not refine):
-        raise ValueError(f"fusion_steps={fusion_steps} with refine={refine} leaves nothing to do")
-    x_t = latents
-    for i, (t, alpha_bar_t, alpha_bar_s) in enumerate(schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)):
-        updates = fusion_steps if refine else fusion_steps - 1
-        for j in range(updates):
-            fused = fused_eps(eps, x_t, t, guidance)
+    pairs = schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)
+    steps = (exact_plan(len(pairs)) if plan is None else plan).steps
+    if len(steps) != len(pairs):
+        raise ValueError(f"a plan of {len(steps)} steps does not fit {len(pairs)} timesteps")
+    x_t, differences = latents, KeptDifferences(eps)
+    x_0, alpha_bar_r = latents, 0.0
+    for i, (step, (t, alpha_bar_t, alpha_bar_s)) in enumerate(zip(steps, pairs, strict=True)):
+        asked = differences.fresh if step.fresh else differences.kept
+        for j in range(step.updates):
+            fused = fused_eps(asked, x_t, t, guidance)
             z = noise(i, j) if fusion_eta > 0 else torch.zeros_like(x_t)
             x_t = fusion_update(x_t, fused, alpha_bar_t, alpha_bar_s, fusion_eta, z)
-        predict = refined_eps if refine else fused_eps
-        sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta if refine else fusion_eta)
-        prediction = predict(eps, x_t, t, guidance)
-        x_t = ddim_step(x_t, prediction, alpha_bar_t, alpha_bar_s, sigma, noise(i, updates) if sigma > 0 else None)
+        prediction = (refined_eps if step.refine else fused_eps)(asked, x_t, t, guidance)
+        x_0_before, x_0 = x_0, clean_estimate(x_t, prediction, alpha_bar_t)
+        if step.order == 2:
+            x_t = dpm_solver_step(x_t, prediction, x_0_before, alpha_bar_r, alpha_bar_t, alpha_bar_s)
+        else:
+            sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta if step.refine else fusion_eta)
+            z = noise(i, step.updates) if sigma > 0 else None
+            x_t = ddim_step(x_t, prediction, alpha_bar_t, alpha_bar_s, sigma, z)
+        alpha_bar_r = alpha_bar_t
         if callback is not None:
             callback(i + 1)
     return x_t

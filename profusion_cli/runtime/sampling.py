@@ -15,6 +15,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import WORD_FILE
 from profusion_cli.config import Config, SampleConfig
 from profusion_cli.errors import BundleError
+from profusion_cli.plans import Plan, plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.denoiser import (
@@ -25,10 +26,12 @@ from profusion_cli.runtime.denoiser import (
     WordSubject,
     tokenize_prompt,
 )
-from profusion_cli.runtime.device import picture_generator
-from profusion_cli.runtime.fusion import Guidance, area_weights, sample_fusion
+from profusion_cli.runtime.device import picture_generator, ready, to_device
+from profusion_cli.runtime.fusion import NONE, Guidance, area_weights, sample_fusion
+from profusion_cli.runtime.noise import NoisePath
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.promptnet import PromptNet
+from profusion_cli.runtime.schedule import schedule_pairs
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import (
     check_base,
@@ -116,52 +119,76 @@ def draw_pictures(
     subjects: Sequence[Subject],
     tokens: PromptTokens,
     settings: SampleConfig,
+    plan: Plan,
     scales: tuple[float, ...],
     generators: Sequence[torch.Generator],
     progress: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
-    """One picture of a prompt from each generator, by the sampler of the settings.
+    """One picture of a prompt from each generator, by the sampler of the settings; see `draw_latents`."""
+    return base.decode(draw_latents(base, unet, subjects, tokens, settings, plan, scales, generators, progress))
+
+
+@torch.inference_mode()
+def draw_latents(
+    base: BaseModel,
+    unet: UNet2DConditionModel,
+    subjects: Sequence[Subject],
+    tokens: PromptTokens,
+    settings: SampleConfig,
+    plan: Plan,
+    scales: tuple[float, ...],
+    generators: Sequence[torch.Generator],
+    progress: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Scaled latents of one picture of a prompt from each generator, by the sampler of the settings.
 
     Args:
         base: the base model.
         unet: the (tuned) UNet, on the device.
         subjects: of the prompt.
         tokens: of the prompt, from `tokenize`.
-        settings: sampler, steps, size and weights; not the number of pictures.
+        settings: sampler, size and weights; neither the steps, which the plan has, nor the number of pictures.
+        plan: of the sampler.
         scales: guidance scale of each subject.
         generators: on the CPU.
         progress: called with the number of sampler steps done.
     """
     kind, alphas_cumprod = SAMPLERS[settings.sampler], base.scheduler.alphas_cumprod
+    final_alpha_cumprod, device = float(base.scheduler.final_alpha_cumprod), base.placement.device
     shape = (1, unet.config.in_channels, *latent_size(base, settings))
+    timesteps = base.timesteps(plan.schedule)
 
-    def noise(_i: int = 0, _j: int = 0) -> torch.Tensor:
-        drawn = [torch.randn(shape, generator=generator) for generator in generators]
-        return torch.cat(drawn).to(base.placement.device)
+    def draw() -> torch.Tensor:
+        return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
-    start = noise()
-    latents = sample_fusion(
-        PromptDenoiser(unet, base.text, subjects, tokens, alphas_cumprod, base.prediction_type, settings.gamma_on),
+    start = to_device(draw(), device)
+    pairs = schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)
+    path = NoisePath(draw, plan, [alpha_bars for _, *alpha_bars in pairs], settings)
+    guidance = Guidance(
+        scales,
+        settings.text_guidance if kind.text else 0.0,
+        settings.fusion_guidance,
+        settings.gamma,
+        tokens.prompt.joint and settings.areas is None,
+        None if settings.areas is None else area_weights(parse_areas(settings.areas), shape[-1]).to(start),
+    )
+    denoiser = PromptDenoiser(
+        unet, base.text, subjects, tokens, alphas_cumprod, base.prediction_type, settings.gamma_on, plan.word_once
+    )
+    denoiser.prepare([NONE, *guidance.fused_conditions()[0], *guidance.refined_conditions()[0]])
+    return sample_fusion(
+        denoiser,
         start,
-        base.timesteps(settings.steps),
+        [timesteps[step.index] for step in plan.steps],
         alphas_cumprod,
-        Guidance(
-            scales,
-            settings.text_guidance if kind.text else 0.0,
-            settings.fusion_guidance,
-            settings.gamma,
-            tokens.prompt.joint and settings.areas is None,
-            None if settings.areas is None else area_weights(parse_areas(settings.areas), shape[-1]).to(start),
-        ),
-        noise,
-        final_alpha_cumprod=float(base.scheduler.final_alpha_cumprod),
-        fusion_steps=kind.fusion_steps(settings.fusion_steps),
-        refine=kind.refinement,
+        guidance,
+        lambda i, j: to_device(path.noise(i, j), device),
+        final_alpha_cumprod=final_alpha_cumprod,
+        plan=plan,
         fusion_eta=settings.fusion_eta,
         eta=settings.eta,
         callback=progress,
     )
-    return base.decode(latents)
 
 
 class Sampler:
@@ -190,8 +217,10 @@ class Sampler:
         config: Config,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
+        self._compiled = config.compile
         self.concept_prompt = config.concept_prompt
-        self.timesteps = base.timesteps(config.sample.steps)
+        self.plan = plan_of(config)
+        self.timesteps = base.timesteps(self.plan.schedule)
         latent_size(base, config.sample)  # before anything is loaded
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
@@ -207,12 +236,12 @@ class Sampler:
         before = {name: parameters[name].detach().clone() for name in changed}
         self._tuned = partial(tuned_weights, before, changes)
         with quiet_libraries():
-            self.unet = unet.to(base.placement.device, base.placement.dtype)
+            self.unet = ready(unet, base.placement, config.compile)
 
     def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject:
-        placement = self.base.placement
         if WORD_FILE in bundle.files:
-            return WordSubject(read_word(bundle, self.base.text.embedding_dim).to(placement.device), class_word)
+            word = read_word(bundle, self.base.text.embedding_dim)
+            return WordSubject(word.to(self.base.placement.device), class_word)
         promptnet = promptnet_from_bundle(bundle)
         check_fit(promptnet, self.base, with_vision=False)
         views = read_views(bundle, promptnet)
@@ -221,7 +250,7 @@ class Sampler:
                 f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
                 "Set sample.reference to one that it has.",
             )
-        promptnet = promptnet.to(placement.device, placement.dtype)
+        promptnet = ready(promptnet, self.base.placement, self._compiled)
         return subject_of(self.base, promptnet, views, reference, class_word)
 
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
@@ -244,7 +273,7 @@ class Sampler:
         first, last = self.timesteps[0], self.base.scheduler.config.num_train_timesteps
         if first < LATE_START * last:
             texts.append(
-                f"A schedule of {self.settings.steps} steps starts at timestep {first} of {last} here, where pictures "
+                f"A schedule of {len(self.timesteps)} steps starts at timestep {first} of {last} here, where pictures "
                 "are no longer pure noise. Use 10 to 250 steps, or 500."
             )
         return texts
@@ -276,7 +305,9 @@ class Sampler:
             progress: called with the number of sampler steps done.
         """
         generators = [picture_generator(self.seed, index) for index in indices]
-        return draw_pictures(self.base, self.unet, self.subjects, tokens, self.settings, scales, generators, progress)
+        return draw_pictures(
+            self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators, progress
+        )
 
     def draw(self, progress: Callable[[int], None]) -> Iterator[DrawnPicture]:
         """All pictures, prompt by prompt, in batches.
@@ -295,7 +326,7 @@ class Sampler:
             for first in range(0, settings.num_images, settings.batch_size):
                 indices = range(first, min(first + settings.batch_size, settings.num_images))
                 pictures = self.draw_batch(tokens, scales, indices, lambda steps, done=done: progress(done + steps))
-                done += len(self.timesteps)
+                done += len(self.plan.steps)
                 for index, image in zip(indices, pictures, strict=True):
                     yield DrawnPicture(number, index, image)
 
@@ -336,6 +367,6 @@ def draw_frames(sampler: Sampler, frames: int, progress: Callable[[int], None]) 
     for frame, weights in enumerate(frame_weights(frames, len(sampler.subjects))):
         sampler.weigh(weights)
         scales = tuple(guidance * weight for weight in weights)
-        done = frame * len(sampler.timesteps)
+        done = frame * len(sampler.plan.steps)
         tokens = sampler.tokenize(prompt, present_words(class_words, weights))
         yield sampler.draw_batch(tokens, scales, [0], lambda steps, done=done: progress(done + steps))[0]

@@ -32,7 +32,8 @@ def schedule_pairs(
         raise ValueError(f"timesteps must decrease strictly, got {steps}")
     if steps[0] >= len(alphas_cumprod) or steps[-1] < 0:
         raise ValueError(f"timesteps must lie in [0, {len(alphas_cumprod)}), got {steps}")
-    alpha_bars = [float(alphas_cumprod[t]) for t in steps] + [float(final_alpha_cumprod)]
+    known = alphas_cumprod.tolist()
+    alpha_bars = [*(known[t] for t in steps), float(final_alpha_cumprod)]
     return list(zip(steps, alpha_bars, alpha_bars[1:], strict=False))
 
 

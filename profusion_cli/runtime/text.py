@@ -67,6 +67,35 @@ class Tokens:
     lost: str = ""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A tokenised prompt on the device, all of it but S*.
+
+    Args:
+        embeds: token plus position embeddings, shape (length, embedding_dim); of no matter where S* stands.
+        places: position embeddings alone, of the same shape.
+        slots: `(start, words, subject)` of each S*, in order.
+    """
+
+    embeds: torch.Tensor
+    places: torch.Tensor
+    slots: tuple[tuple[int, int, int], ...]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """`(start, words)` of each S*."""
+        return [(start, words) for start, words, _ in self.slots]
+
+    def filled(self, subjects: Mapping[int, torch.Tensor], ordinary: Collection[int] = ()) -> torch.Tensor:
+        """With S* in place, shape (B, length, embedding_dim); arguments as of `TextConditioner.splice`."""
+        batch = next((len(subjects[subject]) for _, _, subject in self.slots), 1)
+        embeds = self.embeds.expand(batch, -1, -1).clone()
+        for start, words, subject in self.slots:
+            place = self.places[start : start + words] if subject in ordinary else 0
+            embeds[:, start : start + words] = subjects[subject].to(embeds.dtype) + place
+        return embeds
+
+
 class TextConditioner:
     """The text encoder of the base model, with S* spliced into its input embeddings.
 
@@ -86,6 +115,11 @@ class TextConditioner:
         self.max_length = text_encoder.config.max_position_embeddings
         self.embedding_dim: int = text_encoder.config.hidden_size
         self._encoded: dict[str, torch.Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.text_encoder.embeddings.token_embedding.weight.device
 
     def tokenize(self, pieces: Sequence[str | int], words: int = 1, pad: bool = True) -> Tokens:
         """Token ids of text pieces and subjects.
@@ -147,28 +181,31 @@ class TextConditioner:
         Returns:
             Embeddings of shape (B, length, embedding_dim), and `(start, words)` of each S* in them.
         """
-        placeholders = dict(tokens.slots)
-        ids, positions, spans, words_of, whose = [], [], [], [], []
-        for index, token in enumerate(tokens.ids):
-            words = subjects[placeholders[index]].shape[1] if index in placeholders else 1
-            if index in placeholders:
-                spans.append((len(ids), words))
-                words_of.append(subjects[placeholders[index]])
-                whose.append(placeholders[index])
-            first = len(ids) if shift_positions else index
-            positions.extend(first + offset if shift_positions else first for offset in range(words))
-            ids.extend([token] * words)
-        length = min(len(ids), self.max_length)
+        layout = self.layout(tokens, {subject: words.shape[1] for subject, words in subjects.items()}, shift_positions)
+        return layout.filled(subjects, ordinary), layout.spans
+
+    def layout(self, tokens: Tokens, words: Mapping[int, int], shift_positions: bool = False) -> Layout:
+        """What `splice` fills, for whoever fills the same prompt again and again.
+
+        Args:
+            tokens, shift_positions: as there.
+            words: how many the S* of each subject has.
+        """
         embeddings = self.text_encoder.embeddings
-        device = embeddings.token_embedding.weight.device
-        places = embeddings.position_embedding(torch.tensor(positions[:length], device=device))
-        embeds = embeddings.token_embedding(torch.tensor(ids[:length], device=device)) + places
-        batch = words_of[0].shape[0] if words_of else 1
-        embeds = embeds.expand(batch, -1, -1).clone()
-        for (start, words), embedding, subject in zip(spans, words_of, whose, strict=True):
-            place = places[start : start + words] if subject in ordinary else 0
-            embeds[:, start : start + words] = embedding.to(embeds.dtype) + place
-        return embeds, spans
+        table = embeddings.token_embedding.weight
+        placeholders = dict(tokens.slots)
+        ids, positions, slots = [], [], []
+        for index, token in enumerate(tokens.ids):
+            count = words[placeholders[index]] if index in placeholders else 1
+            if index in placeholders:
+                slots.append((len(ids), count, placeholders[index]))
+            first = len(ids) if shift_positions else index
+            positions.extend(first + offset if shift_positions else first for offset in range(count))
+            ids.extend([token] * count)
+        length = min(len(ids), self.max_length)
+        places = embeddings.position_embedding(torch.tensor(positions[:length], device=table.device))
+        embeds = embeddings.token_embedding(torch.tensor(ids[:length], device=table.device)) + places
+        return Layout(embeds, places, tuple(slots))
 
     def hidden_states(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Conditioning for the UNet: the encoder under a strictly causal mask, then the final layer norm.
@@ -179,9 +216,9 @@ class TextConditioner:
         Returns:
             Shape (B, length, embedding_dim).
         """
-        length = inputs_embeds.shape[1]
-        mask = torch.full((length, length), torch.finfo(inputs_embeds.dtype).min, device=inputs_embeds.device)
-        mask = mask.triu(1).to(inputs_embeds.dtype)[None, None]
+        length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
+        mask = torch.full((1, 1, length, length), torch.finfo(dtype).min, dtype=dtype, device=inputs_embeds.device)
+        mask = mask.triu(1)
         encoded = self.text_encoder.encoder(inputs_embeds=inputs_embeds, attention_mask=mask, is_causal=False)
         return self.text_encoder.final_layer_norm(encoded.last_hidden_state)
 

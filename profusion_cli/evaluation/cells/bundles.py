@@ -166,5 +166,6 @@ def bundle_key(cell: Cell) -> str:
     """What the bundle of a cell depends on beside its subject; nothing where it needs none."""
     if cell.method.kind not in (SUBJECT, TWO):
         return ""
-    settings: dict[str, Any] = {key: value for key, value in cell.config.as_dict().items() if key != "sample"}
+    left_out = ("sample", "plans", "compile")
+    settings: dict[str, Any] = {key: value for key, value in cell.config.as_dict().items() if key not in left_out}
     return digest([cell.method.augment, dict(cell.method.photo), dict(cell.method.pretrain), settings])

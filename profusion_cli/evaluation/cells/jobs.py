@@ -18,6 +18,9 @@ from profusion_cli.jobs import promptnet, subject, views
 from profusion_cli.jobs.configuration import configure, with_full_path
 from profusion_cli.runtime.device import is_out_of_memory
 
+NOT_OF_SUBJECTS = ("sample", "plans", "pretrain")
+"""Sections that neither a subject nor its views depend on."""
+
 
 def make_views(photo: Path, target: Path, meter: Meter, config: Config) -> None:
     """Augment a photo.
@@ -31,7 +34,7 @@ def make_views(photo: Path, target: Path, meter: Meter, config: Config) -> None:
     Raises:
         ProfusionError: it cannot be done.
     """
-    own = _with_the_presets(config, "sample", "pretrain", "finetune", "promptnet")
+    own = _with_the_presets(config, *NOT_OF_SUBJECTS, "finetune", "promptnet")
     with _memory("Lower augment.batch_size under `settings` in the study."):
         listener = Within(meter, [work.views(own)])
         made = views.make_views(decode_photo(read_source(str(photo)), str(photo)), own, listener=listener)
@@ -51,7 +54,7 @@ def make_subject(source: Path, target: Path, meter: Meter, config: Config, *, au
     Raises:
         ProfusionError: it cannot be done.
     """
-    own, data = _with_the_presets(config, "sample", "pretrain"), read_source(str(source))
+    own, data = _with_the_presets(config, *NOT_OF_SUBJECTS), read_source(str(source))
     given = read_bundle(data, str(source)) if augmented else decode_photo(data, str(source))
     with _memory("Raise finetune.gradient_accumulation under `settings` in the study."):
         made = subject.make_subject([given], own, augment=False, listener=Within(meter, work.tuning(own)))
@@ -79,7 +82,7 @@ def make_promptnet(pictures: str | Path, target: Path, folder: Path, cache: Path
     Raises:
         ProfusionError: it cannot be done.
     """
-    own = _with_the_presets(config, "sample", "finetune", "augment", "placeholder")
+    own = _with_the_presets(config, "sample", "plans", "finetune", "augment", "placeholder")
     resume = any(folder.glob("checkpoint-*"))
     with _memory("Raise pretrain.gradient_accumulation under `settings` in the study."):
         made, _ = promptnet.pretrain(

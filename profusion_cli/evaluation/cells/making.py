@@ -25,7 +25,7 @@ from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJEC
 from profusion_cli.files import atomic_output, write_json
 from profusion_cli.pace import clock
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.device import repeatable, resolve_placement
+from profusion_cli.runtime.device import compiling, repeatable, resolve_placement
 from profusion_cli.runtime.pipelines import TextToImage
 
 KIND_ORDER = (DRAWN, BASE, DESCRIBED, SUBJECT, TWO)
@@ -193,7 +193,7 @@ class Maker:
     def _save(self, cell: Cell, draw: Draw, **origin: Any) -> None:
         """Draw all pictures of a cell; a failure is told of."""
         try:
-            with self._meter.part(work.drawing(cell)) as share:
+            with self._meter.part(work.drawing(cell)) as share, compiling(cell.config.compile):
                 save_pictures(cell, draw, origin, share)
         except ProfusionError as error:
             self._fail([cell], error)

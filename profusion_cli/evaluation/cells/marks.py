@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from profusion_cli.evaluation.metrics import Metric
 from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest
 from profusion_cli.evaluation.study.subjects import StudySubject
 from profusion_cli.mappings import changed
+from profusion_cli.plans import shape_of
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import resolve_dtype, resolve_placement
@@ -52,6 +54,11 @@ class Marks:
             kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
             kept += ("pretrain",) if method.pretrain else ()
             settings = {key: value for key, value in changed(config).items() if key in kept}
+            if method.kind in (BASE, DESCRIBED):
+                sample = {key: value for key, value in settings.pop("sample", {}).items() if key != "speed"}
+                settings |= {"sample": sample} if sample else {}
+            elif (shape := shape_of(config)) is not None:
+                settings["plan"] = asdict(shape)
             known.append({**settings, "dtype": precision})
         if method.kind == DESCRIBED:
             known.append(subject.description)
@@ -139,5 +146,5 @@ def views_settings(config: Config) -> dict[str, Any]:
 
 def subject_settings(config: Config) -> dict[str, Any]:
     """What of a configuration a subject's bundle depends on, as plain data."""
-    left_out = ("preset", "sample", "pretrain", "deterministic")
+    left_out = ("preset", "sample", "plans", "pretrain", "deterministic", "compile")
     return {key: value for key, value in config.as_dict().items() if key not in left_out}

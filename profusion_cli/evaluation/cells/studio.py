@@ -12,6 +12,7 @@ from profusion_cli.config import Config
 from profusion_cli.evaluation.cells.cell import Cell
 from profusion_cli.evaluation.study.schema import DESCRIBED, Study
 from profusion_cli.evaluation.study.subjects import drawn
+from profusion_cli.plans import plan_of
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.pipelines import TextToImage
@@ -49,7 +50,7 @@ class Studio:
             self.sampler.weigh(weights)
             self.weights = weights
         self.sampler.settings = config.sample
-        self.sampler.timesteps = self.sampler.base.timesteps(config.sample.steps)
+        self.sampler.plan = plan_of(config)
         prompt = parse_prompt(text, subjects=len(weights))
         tokens = self.sampler.tokenize(prompt, present_words(self.class_words, weights))
         scales = tuple(config.sample.subject_guidance[0] * weight for weight in weights)
@@ -58,7 +59,7 @@ class Studio:
             part = indices[first : first + size]
 
             def report(steps: int, before: int = first, count: int = len(part)) -> None:
-                progress((before + count * steps / len(self.sampler.timesteps)) / len(indices))
+                progress((before + count * steps / len(self.sampler.plan.steps)) / len(indices))
 
             images += self.sampler.draw_batch(tokens, scales, part, report)
         return images

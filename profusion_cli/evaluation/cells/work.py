@@ -13,7 +13,7 @@ from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN
 from profusion_cli.listener import Progress
 from profusion_cli.methods import is_word_method
 from profusion_cli.pace import Pace
-from profusion_cli.samplers import SAMPLERS
+from profusion_cli.plans import Cost, asked_of, cost_of, plan_of
 
 PLAIN = 2
 """Evaluations in a step of plain guidance: with and without the text."""
@@ -21,17 +21,20 @@ TRAINING = 3
 """A training step in evaluations: forwards, and twice as much backwards."""
 
 
+def picture_cost(cell: Cell) -> Cost:
+    """Of one picture of a cell; the face world's renderer does without networks."""
+    kind, config = cell.method.kind, cell.config
+    if kind == DRAWN:
+        return Cost(0, 0, 0)
+    if kind in (BASE, DESCRIBED):
+        return Cost(PLAIN * config.sample.steps, 0, 0)
+    learned = not is_word_method(config.finetune.method)
+    return cost_of(plan_of(config), asked_of(config.sample, cell.weights), learned)
+
+
 def drawing(cell: Cell) -> int:
-    """Of the pictures of a cell; the face world's renderer does without a UNet."""
-    if cell.method.kind == DRAWN:
-        return 0
-    sample, kind = cell.config.sample, SAMPLERS[cell.config.sample.sampler]
-    if cell.method.kind in (BASE, DESCRIBED):
-        each = PLAIN
-    else:
-        fused = PLAIN * kind.fusion_steps(sample.fusion_steps)
-        each = fused + (1 + len(cell.subjects) + kind.text if kind.refinement else 0)
-    return len(cell.jobs) * sample.steps * each
+    """Of the pictures of a cell."""
+    return len(cell.jobs) * picture_cost(cell).unet
 
 
 def views(config: Config) -> int:

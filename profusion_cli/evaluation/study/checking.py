@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from profusion_cli.errors import ConfigError, InputError
-from profusion_cli.evaluation.metrics import RECONSTRUCTION, SECOND
+from profusion_cli.evaluation.metrics import COST, RECONSTRUCTION, SECOND
 from profusion_cli.evaluation.study.schema import DRAWN, PER_PROMPT, PER_SUBJECT, Figure, Method, Study, near
 from profusion_cli.faceworld.world import ATTRIBUTES, TRAITS
 from profusion_cli.prompts import parse_prompt
@@ -33,6 +33,11 @@ def check_study(study: Study) -> None:
         _check_output(study, key, output)
 
 
+def names_cost(study: Study) -> bool:
+    """Whether a table or plot tells what pictures cost."""
+    return any(COST in (*output.columns, output.x, output.y) for output in study.outputs.values())
+
+
 def check_columns(study: Study, columns: Sequence[str], distances: Sequence[str]) -> None:
     """Whether tables and plots name columns that metrics have.
 
@@ -52,7 +57,7 @@ def check_columns(study: Study, columns: Sequence[str], distances: Sequence[str]
                     f"outputs.{key}: there is no '{wanted}': a distance is of all pictures of the prompts.",
                     f"Name '{column}'.",
                 )
-            if column not in (*columns, *distances):
+            if column not in (*columns, *distances) and wanted != COST:
                 raise ConfigError(
                     f"outputs.{key}: no metric has a column '{wanted}'.", near(wanted, [*columns, *distances])
                 )

@@ -11,6 +11,7 @@ from profusion_cli.config import SampleConfig
 from profusion_cli.dataset import load_square
 from profusion_cli.images import contact_sheet, encode_png, parameters_text, public_id
 from profusion_cli.mappings import plain
+from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.parts import parts_for
@@ -31,6 +32,7 @@ def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
     config, base = trainer.config, trainer.base
     guidance = config.sample.subject_guidance[:1]
     settings = SampleConfig(sampler="cfg", steps=config.pretrain.sample_steps, subject_guidance=guidance)
+    plan = exact_plan(settings.steps, fusion_steps=0)
     promptnet = copy.deepcopy(trainer.promptnet)
     promptnet.load_state_dict(trainer.weights())
     promptnet.eval()
@@ -43,7 +45,7 @@ def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
         subject = subject_of(base, promptnet, views, j, config.class_word)
         tokens = tokenize(base, prompt, [subject], [config.class_word], settings, config.concept_prompt)
         generators = [picture_generator(config.seed, j)]
-        drawn += draw_pictures(base, trainer.unet, [subject], tokens, settings, guidance, generators)
+        drawn += draw_pictures(base, trainer.unet, [subject], tokens, settings, plan, guidance, generators)
         squares.append(("", load_square(encodings.dataset, index, config.base.resolution)))
     trainer.unet.train()
     record = _record(trainer, prompt, settings, number)
