@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from profusion_cli import __version__
 from profusion_cli.commands import (
     augment,
+    bench,
     doctor,
     evaluate,
     finetune,
@@ -160,6 +161,7 @@ app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("import", cls=Command)(importer.import_promptnet)
 app.command("inspect", cls=Command)(inspect.inspect)
 app.command("presets", cls=Command)(presets.presets)
+app.command("bench", cls=Command)(bench.bench)
 app.command("doctor", cls=Command)(doctor.doctor)
 
 
