@@ -10,9 +10,10 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,8 +24,11 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner, Result
 
 from profusion_cli.app import app
-from profusion_cli.bundle import make_bundle
+from profusion_cli.bundle import make_bundle, read_bundle
 from tests.hub_server import PIECE, StandIn, serving
+
+if TYPE_CHECKING:
+    from profusion_cli.runtime.sampling import Sampler
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REFERENCE = SHARED / "reference"
@@ -274,3 +278,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
     count(PromptNet, "forward", "promptnet", lambda args: args[0].shape[0])
     count(TextConditioner, "hidden_states", "text", lambda args: args[0].shape[0])
     return log
+
+
+@contextmanager
+def opened_sampler(subject: Path, steps: int) -> Iterator[Sampler]:
+    """One subject, loaded, to be drawn in so many steps."""
+    from profusion_cli.config import build_config
+    from profusion_cli.jobs.configuration import remembered_config
+    from profusion_cli.mappings import merge
+    from profusion_cli.prompts import parse_prompt
+    from profusion_cli.runtime.backbone import BaseModel
+    from profusion_cli.runtime.device import resolve_placement
+    from profusion_cli.runtime.sampling import Sampler
+
+    bundle = read_bundle(subject.read_bytes(), "me.pfz")
+    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": steps}}))
+    prompts = [parse_prompt("S* in style", config.placeholder, 1)]
+    with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
+        sampler = Sampler(base, [bundle], ["a person"], prompts, config)
+        sampler.weigh([1.0])
+        yield sampler

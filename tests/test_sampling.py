@@ -14,18 +14,15 @@ import torch
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import SampleConfig, build_config
+from profusion_cli.config import SampleConfig
 from profusion_cli.errors import ConfigError
 from profusion_cli.images import read_record
-from profusion_cli.jobs.configuration import remembered_config
-from profusion_cli.mappings import merge
 from profusion_cli.plans import exact_plan
-from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
-from profusion_cli.runtime.sampling import Sampler, draw_pictures, tokenize
+from profusion_cli.runtime.sampling import Sampler, draw_latents, tokenize
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, subject_weights
-from tests.conftest import ok, run
+from tests.conftest import ok, opened_sampler, run
 
 
 def pixels(path) -> np.ndarray:
@@ -166,12 +163,7 @@ OTHER = {
 @pytest.fixture(scope="module")
 def sampler(subject) -> Iterator[Sampler]:
     """One subject, loaded, to be drawn by many settings."""
-    bundle = read_bundle(subject.read_bytes(), "me.pfz")
-    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": 2}}))
-    prompts = [parse_prompt("S* in style", config.placeholder, 1)]
-    with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
-        sampler = Sampler(base, [bundle], ["a person"], prompts, config)
-        sampler.weigh([1.0])
+    with opened_sampler(subject, steps=2) as sampler:
         yield sampler
 
 
@@ -187,7 +179,8 @@ def test_a_sampler_looks_at_its_own_settings_alone(sampler, name, fusion_steps):
         kind = SAMPLERS[name]
         plan = exact_plan(settings.steps, kind.fusion_steps(settings.fusion_steps), kind.refinement)
         chosen = (tokens, settings, plan, (7.0,), [picture_generator(0, 0)])
-        return np.asarray(draw_pictures(sampler.base, sampler.unet, sampler.subjects, *chosen)[0]).astype(int)
+        latents = draw_latents(sampler.base, sampler.unet, sampler.subjects, *chosen)
+        return np.asarray(sampler.base.decode(latents)[0]).astype(int)
 
     plain, unused = with_settings(), SAMPLERS[name].unused(fusion_steps)
     assert abs(plain - with_settings(**{setting: OTHER[setting] for setting in unused})).max() == 0

@@ -20,18 +20,15 @@ from profusion_cli.evaluation.cells.bundles import bundle_key
 from profusion_cli.evaluation.cells.work import picture_cost
 from profusion_cli.images import read_record
 from profusion_cli.jobs.configuration import remembered_config
-from profusion_cli.mappings import merge
 from profusion_cli.plans import PlanConfig, exact_plan, short_plan
-from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime import sampling
-from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import WordSubject
-from profusion_cli.runtime.device import picture_generator, resolve_placement
+from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.fusion import sample_fusion
 from profusion_cli.runtime.noise import composed_noise
-from profusion_cli.runtime.sampling import Sampler, draw_latents, draw_pictures, tokenize
+from profusion_cli.runtime.sampling import Sampler, draw_latents, tokenize
 from profusion_cli.runtime.schedule import fusion_fraction, schedule_pairs
-from tests.conftest import ok, run
+from tests.conftest import ok, opened_sampler, run
 from tests.test_evaluate import cells_in, study_of, write
 
 NETWORKS = ("unet", "promptnet", "text")
@@ -42,12 +39,7 @@ FAST = ["--speed", "fast", "--set", "plans.fast.steps=4"]
 
 @pytest.fixture(scope="module")
 def sampler(subject: Path) -> Iterator[Sampler]:
-    bundle = read_bundle(subject.read_bytes(), "me.pfz")
-    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": 10}}))
-    prompts = [parse_prompt("S* in style", config.placeholder, 1)]
-    with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
-        sampler = Sampler(base, [bundle], ["a person"], prompts, config)
-        sampler.weigh([1.0])
+    with opened_sampler(subject, steps=10) as sampler:
         yield sampler
 
 
@@ -188,7 +180,7 @@ def test_no_step_waits_for_the_device(sampler, monkeypatch, speed):
         sampler.base, sampler.tokens[0].prompt, subjects, ["a person"], sampler.settings, sampler.concept_prompt
     )
     chosen = (tokens, sampler.settings, plan, (7.0,), [picture_generator(0, 0)])
-    draw_pictures(sampler.base, sampler.unet, subjects, *chosen)
+    draw_latents(sampler.base, sampler.unet, subjects, *chosen)
     assert seen["aten.convolution.default"] > 0
     assert not seen.keys() & {f"aten.{name}.default" for name in WAITED_FOR}
 
@@ -259,10 +251,10 @@ def test_another_order_of_memory_draws_the_same_picture(sampler):
     plan, chosen = exact_plan(3), (sampler.tokens[0], replace(sampler.settings, steps=3))
 
     def pixels() -> np.ndarray:
-        drawn = draw_pictures(
+        latents = draw_latents(
             sampler.base, sampler.unet, sampler.subjects, *chosen, plan, (7.0,), [picture_generator(0, 0)]
         )
-        return np.asarray(drawn[0]).astype(int)
+        return np.asarray(sampler.base.decode(latents)[0]).astype(int)
 
     before = pixels()
     try:

@@ -16,6 +16,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator, ready
 from profusion_cli.runtime.model import Conditioning, predict
+from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import draw_latents, latent_size, subject_of, tokenize
 from profusion_cli.runtime.training import finetune
 from profusion_cli.runtime.views import Views
@@ -44,6 +45,17 @@ class Way:
     run: Callable[[int], None]
 
 
+def _grey(config: Config) -> Image.Image:
+    return Image.new("RGB", (config.base.resolution,) * 2, GREY)
+
+
+def _grey_subject(base: BaseModel, config: Config) -> tuple[PromptNet, Views]:
+    """PromptNet, and a grey photo for it."""
+    photo = [_grey(config)]
+    views = Views(*base.encode_moments(photo), base.encode_image_tokens(photo))
+    return load_promptnet(config.promptnet, base, config.seed).promptnet, views
+
+
 class _EnoughSteps(Exception):
     """So many steps were asked for."""
 
@@ -57,14 +69,11 @@ class Bench:
     """
 
     def __init__(self, base: BaseModel, config: Config) -> None:
-        self.base, self.config = base, config
-        placement, side = base.placement, config.base.resolution
-        promptnet = load_promptnet(config.promptnet, base, config.seed).promptnet
-        grey = [Image.new("RGB", (side, side), GREY)]
-        self.views = Views(*base.encode_moments(grey), base.encode_image_tokens(grey))
+        self.base, self.config, placement = base, config, base.placement
+        promptnet, views = _grey_subject(base, config)
         base.release("vision")
         promptnet = ready(promptnet.eval(), placement, config.compile)
-        self.subject = subject_of(base, promptnet, self.views, 0, config.class_word)
+        self.subject = subject_of(base, promptnet, views, 0, config.class_word)
         with quiet_libraries():
             self.unet = ready(base.unet, placement, config.compile)
         self.latents = torch.randn(
@@ -88,13 +97,13 @@ class Bench:
         ]
 
     def _way(self, name: str, config: Config) -> Way:
-        plan, settings = plan_of(config), config.sample
+        plan, settings, scales = plan_of(config), config.sample, config.sample.subject_guidance
         tokens = tokenize(
             self.base, parse_prompt(PROMPT), [self.subject], [config.class_word], settings, config.concept_prompt
         )
 
         def cut(limit: int) -> Cost:
-            return cost_of(replace(plan, steps=plan.steps[:limit]), asked_of(settings, (1.0,)))
+            return cost_of(replace(plan, steps=plan.steps[:limit]), asked_of(settings, scales))
 
         def run(limit: int) -> None:
             def stop(done: int) -> None:
@@ -102,7 +111,7 @@ class Bench:
                     raise _EnoughSteps
 
             with suppress(_EnoughSteps):
-                scales, generators = settings.subject_guidance[:1], [picture_generator(config.seed, 0)]
+                generators = [picture_generator(config.seed, 0)]
                 draw_latents(self.base, self.unet, [self.subject], tokens, settings, plan, scales, generators, stop)
 
         return Way(name, len(plan.steps), cut, run)
@@ -144,14 +153,13 @@ class Bench:
     def parts(self) -> dict[str, Callable[[], object]]:
         """Single evaluations, by the names of the networks, on one picture."""
         base, at = self.base, torch.tensor(500, device=self.latents.device)
-        side = self.config.base.resolution
         embeds = base.text.splice(base.text.tokenize((parse_prompt(PROMPT).twin([self.config.class_word]),)), {})[0]
         return {
             "UNet": lambda: predict(self.unet, self.latents, at, Conditioning(self.states)),
             "PromptNet": lambda: self.subject.pseudo_word(self.latents, at),
             "text encoder": lambda: base.text.hidden_states(embeds),
             "VAE, decoding": lambda: base.decode(self.latents),
-            "VAE, encoding": lambda: base.encode_moments([Image.new("RGB", (side, side), GREY)]),
+            "VAE, encoding": lambda: base.encode_moments([_grey(self.config)]),
         }
 
 
@@ -164,9 +172,7 @@ def tuning_steps(base: BaseModel, config: Config, steps: int, step: Callable[[in
         steps: how many.
         step: called with the number of steps done.
     """
-    promptnet = load_promptnet(config.promptnet, base, config.seed).promptnet
-    grey = [Image.new("RGB", (config.base.resolution,) * 2, GREY)]
-    views = Views(*base.encode_moments(grey), base.encode_image_tokens(grey))
+    promptnet, views = _grey_subject(base, config)
     base.release("vision", "vae")
     own = replace(config.finetune, steps=steps)
     finetune(base, promptnet, views, own, config.concept_prompt, config.seed, lambda done, _: step(done))

@@ -287,22 +287,23 @@ def sample_fusion(
     if len(steps) != len(pairs):
         raise ValueError(f"a plan of {len(steps)} steps does not fit {len(pairs)} timesteps")
     x_t, differences = latents, KeptDifferences(eps)
-    x_0, alpha_bar_r = latents, 0.0
+    fresh = eps if all(step.fresh for step in steps) else differences.fresh
+    before: tuple[torch.Tensor, torch.Tensor, float] = (latents, latents, 1.0)  # no plan begins with the second order
     for i, (step, (t, alpha_bar_t, alpha_bar_s)) in enumerate(zip(steps, pairs, strict=True)):
-        asked = differences.fresh if step.fresh else differences.kept
+        asked = fresh if step.fresh else differences.kept
         for j in range(step.updates):
             fused = fused_eps(asked, x_t, t, guidance)
             z = noise(i, j) if fusion_eta > 0 else torch.zeros_like(x_t)
             x_t = fusion_update(x_t, fused, alpha_bar_t, alpha_bar_s, fusion_eta, z)
         prediction = (refined_eps if step.refine else fused_eps)(asked, x_t, t, guidance)
-        x_0_before, x_0 = x_0, clean_estimate(x_t, prediction, alpha_bar_t)
+        taken = x_t, prediction, alpha_bar_t
         if step.order == 2:
-            x_t = dpm_solver_step(x_t, prediction, x_0_before, alpha_bar_r, alpha_bar_t, alpha_bar_s)
+            x_t = dpm_solver_step(x_t, prediction, clean_estimate(*before), before[2], alpha_bar_t, alpha_bar_s)
         else:
             sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta if step.refine else fusion_eta)
             z = noise(i, step.updates) if sigma > 0 else None
             x_t = ddim_step(x_t, prediction, alpha_bar_t, alpha_bar_s, sigma, z)
-        alpha_bar_r = alpha_bar_t
+        before = taken
         if callback is not None:
             callback(i + 1)
     return x_t

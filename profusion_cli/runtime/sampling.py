@@ -113,22 +113,6 @@ def tokenize(
 
 
 @torch.inference_mode()
-def draw_pictures(
-    base: BaseModel,
-    unet: UNet2DConditionModel,
-    subjects: Sequence[Subject],
-    tokens: PromptTokens,
-    settings: SampleConfig,
-    plan: Plan,
-    scales: tuple[float, ...],
-    generators: Sequence[torch.Generator],
-    progress: Callable[[int], None] | None = None,
-) -> list[Image.Image]:
-    """One picture of a prompt from each generator, by the sampler of the settings; see `draw_latents`."""
-    return base.decode(draw_latents(base, unet, subjects, tokens, settings, plan, scales, generators, progress))
-
-
-@torch.inference_mode()
 def draw_latents(
     base: BaseModel,
     unet: UNet2DConditionModel,
@@ -305,9 +289,10 @@ class Sampler:
             progress: called with the number of sampler steps done.
         """
         generators = [picture_generator(self.seed, index) for index in indices]
-        return draw_pictures(
+        latents = draw_latents(
             self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators, progress
         )
+        return self.base.decode(latents)
 
     def draw(self, progress: Callable[[int], None]) -> Iterator[DrawnPicture]:
         """All pictures, prompt by prompt, in batches.

@@ -17,7 +17,7 @@ from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.pretraining.encodings import Encodings
 from profusion_cli.runtime.pretraining.trainer import Trainer
-from profusion_cli.runtime.sampling import draw_pictures, subject_of, tokenize
+from profusion_cli.runtime.sampling import draw_latents, subject_of, tokenize
 from profusion_cli.samplers import SAMPLERS
 
 PICTURES = 4
@@ -45,7 +45,8 @@ def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
         subject = subject_of(base, promptnet, views, j, config.class_word)
         tokens = tokenize(base, prompt, [subject], [config.class_word], settings, config.concept_prompt)
         generators = [picture_generator(config.seed, j)]
-        drawn += draw_pictures(base, trainer.unet, [subject], tokens, settings, plan, guidance, generators)
+        latents = draw_latents(base, trainer.unet, [subject], tokens, settings, plan, guidance, generators)
+        drawn += base.decode(latents)
         squares.append(("", load_square(encodings.dataset, index, config.base.resolution)))
     trainer.unet.train()
     record = _record(trainer, prompt, settings, number)
