@@ -166,6 +166,5 @@ def bundle_key(cell: Cell) -> str:
     """What the bundle of a cell depends on beside its subject; nothing where it needs none."""
     if cell.method.kind not in (SUBJECT, TWO):
         return ""
-    left_out = ("sample", "plans", "compile")
-    settings: dict[str, Any] = {key: value for key, value in cell.config.as_dict().items() if key not in left_out}
-    return digest([cell.method.augment, dict(cell.method.photo), dict(cell.method.pretrain), settings])
+    known = [cell.method.augment, dict(cell.method.photo), subject_settings(cell.config)]
+    return digest([*known, cell.config.as_dict()["pretrain"], dict(cell.method.pretrain)])

@@ -11,15 +11,13 @@ from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config
 from profusion_cli.errors import out_of_memory
 from profusion_cli.evaluation.cells import work
+from profusion_cli.evaluation.cells.marks import NOT_OF_SUBJECTS
 from profusion_cli.evaluation.cells.work import Meter, Within
 from profusion_cli.files import read_source
 from profusion_cli.images import decode_photo
 from profusion_cli.jobs import promptnet, subject, views
 from profusion_cli.jobs.configuration import configure, with_full_path
 from profusion_cli.runtime.device import is_out_of_memory
-
-NOT_OF_SUBJECTS = ("sample", "plans", "pretrain")
-"""Sections that neither a subject nor its views depend on."""
 
 
 def make_views(photo: Path, target: Path, meter: Meter, config: Config) -> None:

@@ -21,6 +21,8 @@ from profusion_cli.runtime.parts import WEIGHTY, parts_for
 
 PRETRAINING = ("base", "promptnet", "pretrain", "class_word", "concept_prompt", "seed")
 """What of the configuration a pre-training depends on."""
+NOT_OF_SUBJECTS = ("sample", "plans", "pretrain")
+"""Sections that neither a subject nor its views depend on."""
 
 
 class Marks:
@@ -146,5 +148,5 @@ def views_settings(config: Config) -> dict[str, Any]:
 
 def subject_settings(config: Config) -> dict[str, Any]:
     """What of a configuration a subject's bundle depends on, as plain data."""
-    left_out = ("preset", "sample", "plans", "pretrain", "deterministic", "compile")
+    left_out = (*NOT_OF_SUBJECTS, "preset", "deterministic", "compile")
     return {key: value for key, value in config.as_dict().items() if key not in left_out}
