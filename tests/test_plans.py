@@ -174,6 +174,16 @@ def test_the_shipped_plans_cost_what_is_promised():
     assert cost_of(draft).units() <= 60
 
 
+@pytest.mark.parametrize("preset", ["sd2", "sd2-768", "faceworld"])
+def test_pictures_cost_no_more_than_plain_guidance_unless_asked_for(preset):
+    config = resolve_config(preset, None, {})
+    assert cost_of(plan_of(config)).units() <= 100 < cost_of(exact_plan(config.sample.steps)).units()
+
+
+def test_the_authors_preset_draws_as_the_authors_do():
+    assert plan_of(resolve_config("authors", None, {})) == exact_plan(50)
+
+
 def test_a_fusion_stage_that_never_runs_is_refused_or_asks_for_nothing():
     with pytest.raises(ConfigError, match="fusion_until"):
         PlanConfig(fusion_from=0.8, fusion_until=0.2)

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.config import build_config
 from profusion_cli.evaluation.cells.bundles import bundle_key
 from profusion_cli.evaluation.cells.work import picture_cost
+from profusion_cli.evaluation.study.reading import read_study
 from profusion_cli.images import read_record
 from profusion_cli.jobs.configuration import remembered_config
 from profusion_cli.plans import PlanConfig, exact_plan, short_plan
+from profusion_cli.presets import preset_folder, read_preset
 from profusion_cli.runtime import sampling
 from profusion_cli.runtime.denoiser import WordSubject
 from profusion_cli.runtime.device import picture_generator
@@ -32,6 +35,7 @@ from tests.conftest import ok, opened_sampler, run
 from tests.test_evaluate import cells_in, study_of, write
 
 NETWORKS = ("unet", "promptnet", "text")
+STUDIES = preset_folder() / "studies"
 WAITED_FOR = ("_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero")
 FAST = ["--speed", "fast", "--set", "plans.fast.steps=4"]
 """Four of the ten timesteps of the tiny model."""
@@ -294,3 +298,23 @@ def test_a_study_tunes_once_for_all_plans_and_tells_what_they_cost(tmp_path):
     faster = {**study, "settings": {**study["settings"], "sample.speed": "fast"}}
     again = cells_in(write(tmp_path, faster), tmp_path / "run")
     assert {cell.mark for cell in again if cell.method.kind == "base"} == of_base
+
+
+def test_a_study_draws_exactly_unless_it_names_a_speed(tmp_path):
+    """Whatever its preset does: methods that name a sampler would differ in the plan besides."""
+    preset = tmp_path / "fast.yaml"
+    preset.write_text(yaml.safe_dump({**read_preset("tiny-random"), "sample": {"speed": "fast"}}))
+
+    def speeds(**settings: object) -> set[str]:
+        read = read_study(str(write(tmp_path, {**study_of(tmp_path, settings=settings), "preset": str(preset)})))
+        return {read.config(method).sample.speed for method in read.methods}
+
+    assert speeds() == {"exact"}
+    assert speeds(**{"sample.speed": "draft"}) == {"draft"}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_name_their_plan(path):
+    study = yaml.safe_load(path.read_text())
+    named = {"sample.speed", "sample.steps"} if study["preset"] == "faceworld" else {"sample.speed"}
+    assert named <= study["settings"].keys()

@@ -13,6 +13,7 @@ from profusion_cli.config import Config, build_config
 from profusion_cli.errors import ConfigError
 from profusion_cli.mappings import merge
 from profusion_cli.methods import method_of
+from profusion_cli.plans import EXACT
 from profusion_cli.presets import read_preset
 
 SUBJECT, TWO, BASE, DESCRIBED, DRAWN = KINDS = ("subject", "two", "base", "described", "drawn")
@@ -170,9 +171,13 @@ class Study:
     source: Mapping[str, Any]
 
     def config(self, method: Method) -> Config:
-        """The resolved configuration of a method."""
+        """The resolved configuration of a method.
+
+        Whatever the preset's speed, it draws exactly unless the study names another: so methods that differ in the
+        sampler do not differ in the plan besides.
+        """
         own = merge(self.settings, method.settings, {"pretrain": method.pretrain} if method.pretrain else {})
-        return build_config(merge(read_preset(self.preset, method_of(own)), own))
+        return build_config(merge(read_preset(self.preset, method_of(own)), {"sample": {"speed": EXACT}}, own))
 
     def counts_of(self, method: Method) -> Counts:
         """How much a method draws: its own numbers, and the study's where it has none."""
