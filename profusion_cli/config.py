@@ -105,6 +105,23 @@ class PromptNetSource:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapters, which `finetune.train=lora` trains in place of whole weights (LoRA, arXiv 2106.09685)."""
+
+    rank: int = setting("Rank of every adapter of --train lora.", 16, 1, 256, flag="--rank")
+    alpha: float | None = setting(
+        "What an adapter does is multiplied by alpha / rank; null: alpha is the rank.", None, 0
+    )
+    targets: tuple[str, ...] = setting(
+        "What layers of the UNet and of PromptNet have one: those whose name, or that of what holds them, ends so.",
+        (
+            *("to_q", "to_k", "to_v", "to_out", "vision_embedding", "first_prompt_projection"),
+            *("down_prompt_projections", "mid_prompt_projection", "region_prompt_output"),
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tuning on one subject; `profusion_cli.methods` describes the methods and what they set here.
 
@@ -121,10 +138,17 @@ class FinetuneConfig:
     learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
     weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
     max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
-    train: Literal["promptnet", "qkv", "attention", "unet"] = setting(
-        "What is trained beside PromptNet: promptnet (nothing), qkv, attention, unet (all).",
+    train: Literal["lora", "promptnet", "qkv", "attention", "unet"] = setting(
+        "What is trained: lora (adapters of PromptNet and of the UNet), or PromptNet and of the UNet nothing "
+        "(promptnet), qkv, attention, or all (unet).",
         "attention",
         flag="--train",
+    )
+    adapters: AdapterConfig = setting("The adapters of train=lora.", AdapterConfig())
+    self_contained: bool = setting(
+        "With train=lora, keep the whole PromptNet in the bundle too, which is larger and needs no other file.",
+        False,
+        flag="--self-contained",
     )
     embedding_l2: float = setting(
         "Lambda of eq. (2); of the pull to the coarse word in textual inversion. 0 is eq. (1).", 0.0, 0

@@ -142,13 +142,14 @@ class BundleReader:
 
         from profusion_cli.augmentation import read_images
         from profusion_cli.bundle.kinds import WORD_FILE
-        from profusion_cli.runtime.weights import promptnet_from_bundle, read_changes, read_views, read_word
+        from profusion_cli.runtime.changes import read_changes
+        from profusion_cli.runtime.weights import promptnet_from_bundle, read_views, read_word
 
         if bundle.kind == "images":
             read_images(bundle)
             return
         parameters = {name: torch.empty(shape, device="meta") for name, shape in self.changeable.items()}
-        read_changes(bundle, parameters)
+        read_changes(bundle, "unet", parameters)
         if WORD_FILE in bundle.files:
             read_word(bundle, 8)
             return

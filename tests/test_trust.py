@@ -14,7 +14,7 @@ import yaml
 from profusion_cli import draw, load_config
 from profusion_cli.bundle import make_bundle, read_bundle
 from profusion_cli.errors import BundleError, UnavailableError
-from profusion_cli.jobs.trust import consents_path
+from profusion_cli.jobs.remembered import path_of
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import Source
 from tests.conftest import ok, run
@@ -111,9 +111,9 @@ def test_consent_is_asked_once_and_for_these_places_alone(base_folder, subject, 
     ok(*draws)
     other = edited(subject, tmp_path / "o.pfz", base={"id": str(base_folder), "random": None})
     assert run("sample", other, "S*", "-o", tmp_path / "y.png").exit_code == 4
-    consents_path().write_text("consents: [")
+    path_of("consents").write_text("consents: [")
     result = run(*draws)
-    assert result.exit_code == 3 and str(consents_path()) in result.stderr
+    assert result.exit_code == 3 and str(path_of("consents")) in result.stderr
 
 
 def test_ones_own_bundles_need_no_word(photo, base_folder, tmp_path):
@@ -122,10 +122,10 @@ def test_ones_own_bundles_need_no_word(photo, base_folder, tmp_path):
     ok("sample", tmp_path / "me.pfz", "S*", "--steps", 1, "-o", tmp_path / "x.png")
     ok("finetune", photo, *common, "--set", "base.random.seed=3", "-o", tmp_path / "three.pfz")
     ok("sample", tmp_path / "three.pfz", "S*", "--steps", 1, "-o", tmp_path / "y.png")
-    before = consents_path().read_text()
+    before = path_of("consents").read_text()
     ok("finetune", photo, *common, "-o", tmp_path / "shipped.pfz")
-    assert consents_path().read_text() == before, "a shipped preset's places are known"
-    consents_path().unlink()
+    assert path_of("consents").read_text() == before, "a shipped preset's places are known"
+    path_of("consents").unlink()
     assert run("sample", tmp_path / "me.pfz", "S*", "-o", tmp_path / "z.png").exit_code == 4
 
 

@@ -16,7 +16,8 @@ import torch
 from profusion_cli.bundle import make_bundle, read_bundle
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.runtime.architecture import MAX_LAYERS, PromptNetConfig
-from profusion_cli.runtime.weights import promptnet_from_bundle, read_changes, read_views, read_word, shapes_of
+from profusion_cli.runtime.changes import read_changes
+from profusion_cli.runtime.weights import promptnet_from_bundle, read_views, read_word, shapes_of
 
 HOSTILE = {
     "image_token_dim": [20_000_000, 10**30, 0, -1, True, "8", None, 2.0],
@@ -167,9 +168,9 @@ def test_words_that_the_text_encoder_cannot_take(subject, shapes):
 def test_changes_that_the_unet_cannot_take(subject):
     real = read_bundle(subject.read_bytes(), "me.pfz")
     parameters = {name: torch.empty(shape) for name, shape in shapes_of(real, "unet.safetensors").items()}
-    assert {name: one.shape for name, one in read_changes(real, parameters).items()} == {
+    assert {name: one.shape for name, one in read_changes(real, "unet", parameters).items()} == {
         name: one.shape for name, one in parameters.items()
     }
     for shapes in ({"nowhere": (2,)}, {next(iter(parameters)): (2, 2)}):
-        with pytest.raises(BundleError, match=r"'subject\.pfz' changes .* does not have"):
-            read_changes(subject_with(real, unet=shapes), parameters)
+        with pytest.raises(BundleError, match=r"'subject\.pfz' changes .* which fits nothing"):
+            read_changes(subject_with(real, unet=shapes), "unet", parameters)

@@ -9,7 +9,8 @@ UNET_FILE = "unet.safetensors"
 VIEWS_FILE = "views.safetensors"
 IMAGES_FILE = "images.safetensors"
 WORD_FILE = "word.safetensors"
-FILES = (PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, IMAGES_FILE, WORD_FILE)
+ADAPTERS_FILE = "adapters.safetensors"
+FILES = (PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, IMAGES_FILE, WORD_FILE, ADAPTERS_FILE)
 """All files of tensors that a bundle may hold, in their order."""
 
 
@@ -22,8 +23,7 @@ class BundleKind:
         verb: that goes with it.
         made_by: commands.
         taken_by: commands or options.
-        needs: files of tensors.
-        instead: a file that takes the place of all of these; empty where none does.
+        needs: files of tensors; or those of one of the others, in their place.
         config: texts that its configuration must have.
     """
 
@@ -31,8 +31,7 @@ class BundleKind:
     verb: str
     made_by: str
     taken_by: str
-    needs: tuple[str, ...]
-    instead: str = ""
+    needs: tuple[tuple[str, ...], ...]
     config: tuple[str, ...] = ()
 
 
@@ -42,22 +41,21 @@ KINDS: dict[str, BundleKind] = {
         verb="is",
         made_by="`profusion pretrain` or `profusion import`",
         taken_by="`--promptnet`",
-        needs=(PROMPTNET_FILE,),
+        needs=((PROMPTNET_FILE,),),
     ),
     "images": BundleKind(
         holds="images",
         verb="are",
         made_by="`profusion augment`",
         taken_by="`profusion finetune`",
-        needs=(IMAGES_FILE,),
+        needs=((IMAGES_FILE,),),
     ),
     "subject": BundleKind(
         holds="a subject",
         verb="is",
         made_by="`profusion finetune`",
         taken_by="`profusion sample` and `profusion interpolate`",
-        needs=(PROMPTNET_FILE, VIEWS_FILE),
-        instead=WORD_FILE,
+        needs=((PROMPTNET_FILE, VIEWS_FILE), (WORD_FILE,), (ADAPTERS_FILE, VIEWS_FILE)),
         config=("class_word",),
     ),
 }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from profusion_cli.bundle.kinds import FILES, KINDS, PROMPTNET_FILE
+from profusion_cli.bundle.kinds import ADAPTERS_FILE, FILES, KINDS, PROMPTNET_FILE
 from profusion_cli.bundle.refusal import Refused, show
 from profusion_cli.bundle.tensors import are_naturals
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest; the first is that of all bundles without adapters."""
 MANIFEST = "manifest.yaml"
 PREVIEW = "preview.png"
+PARENT = "promptnet_fingerprint"
+"""Of the PromptNet that adapters are for, where it is not in the bundle."""
 MAX_PREVIEW = 64 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SECTIONS = {"kind": str, "tool": dict, "base": dict, "config": dict, "seed": int | None}
@@ -27,7 +30,7 @@ def check_manifest(manifest: Any) -> None:
     if not isinstance(manifest, dict):
         raise Refused("has a manifest that is not a table of keys and values")
     version = manifest.get("schema_version")
-    _need(type(version) is int and version > 0, f"schema_version is {show(version)}, not {SCHEMA_VERSION}")
+    _need(type(version) is int and version > 0, f"schema_version is {show(version)}, not 1 to {SCHEMA_VERSION}")
     if version > SCHEMA_VERSION:
         newer = f"was made by a newer version of profusion (schema {version}, and this one reads {SCHEMA_VERSION})"
         raise Refused(newer, "Upgrade profusion.")
@@ -72,11 +75,14 @@ def _check_kind(manifest: dict[str, Any]) -> None:
     name, files = manifest["kind"], manifest["files"]
     _need(name in KINDS, f"the kind is {show(name)}, which is none of {', '.join(KINDS)}")
     kind = KINDS[name]
-    needs = () if kind.instead in files else kind.needs
-    for file in needs:
+    needed = next((option for option in kind.needs if set(option) <= set(files)), kind.needs[0])
+    for file in needed:
         _need(file in files, f"'{file}' is not listed, which the kind '{name}' needs")
-    if PROMPTNET_FILE in needs:
+    if PROMPTNET_FILE in needed:
         _need(isinstance(manifest.get("promptnet"), dict), f"'promptnet' is no table, which the kind '{name}' needs")
+    if ADAPTERS_FILE in needed:
+        digits = manifest.get(PARENT)
+        _need(_is_hex(digits, 16), f"'{PARENT}' is {show(digits)}, which adapters of a PromptNet need")
     for key in kind.config:
         _need(_are_texts(manifest["config"], key), f"the {key} in 'config' is missing or no text")
 

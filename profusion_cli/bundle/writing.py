@@ -8,7 +8,7 @@ from typing import Any
 
 from profusion_cli import __version__
 from profusion_cli.bundle.container import write_entries
-from profusion_cli.bundle.kinds import FILES
+from profusion_cli.bundle.kinds import ADAPTERS_FILE, FILES
 from profusion_cli.bundle.manifest import MANIFEST, PREVIEW, SCHEMA_VERSION, check_manifest, check_preview
 from profusion_cli.bundle.plain_yaml import dump_plain, parse_plain
 from profusion_cli.bundle.reading import Bundle, unpack
@@ -44,7 +44,8 @@ def make_bundle(
             )
         listed[file] = {"sha256": sha256_of(files[file]), "size": len(files[file]), "tensors": described}
     tool = {"name": "profusion", "version": __version__}
-    whole = {"schema_version": SCHEMA_VERSION, "kind": manifest.get("kind"), "tool": tool}
+    version = SCHEMA_VERSION if ADAPTERS_FILE in listed else 1
+    whole = {"schema_version": version, "kind": manifest.get("kind"), "tool": tool}
     whole |= {key: value for key, value in manifest.items() if key not in (*whole, "files", "preview")}
     whole |= {"files": listed} | ({} if preview is None else {"preview": sha256_of(preview)})
     text = dump_plain(whole)

@@ -34,7 +34,7 @@ BETWEEN = (0.5, 0.5)
 
 
 @options.takes(
-    *("sample", "placeholder", "class_word", "base.id", *options.MACHINE, "compile"),
+    *("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile"),
     without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(
@@ -81,24 +81,28 @@ def interpolate(
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_frames, references
     from profusion_cli.jobs.configuration import configure, remembered_config
+    from profusion_cli.jobs.parents import names_promptnet
     from profusion_cli.jobs.pictures import check_way, draw_way
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
-    check_one_stdin(sources)
+    check_one_stdin([*sources, flags.get("promptnet.weights", "")])
     if len(texts) != 1:
         raise UsageError(f"There are {len(texts)} prompts, and one is needed.", "Give one prompt, in quotes.")
     check_way(sources, frames)
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
+    named = names_promptnet(flags, settings)
     check_whole(texts, config.placeholder)
     paths = plan_frames(target, frames, fps, sources, force, as_json)
     ends = [view for _, view in references(bundles)]
     drawn, word = [], flags.get("class_word")
-    with closing(draw_way(bundles, texts[0], frames, config, class_word=word, listener=output)) as pictures:
+    with closing(
+        draw_way(bundles, texts[0], frames, config, class_word=word, promptnet=named, listener=output)
+    ) as pictures:
         if dry_run:
             print_config(config, plan_remarks(config, bundles, texts, BETWEEN))
             return

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SHEET_CELL = 256
 
 
-@options.takes("sample", "placeholder", "class_word", "base.id", *options.MACHINE, "compile")
+@options.takes("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile")
 def sample(
     arguments: Annotated[
         list[str],
@@ -82,26 +82,30 @@ def sample(
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
     from profusion_cli.jobs.configuration import configure, remembered_config
+    from profusion_cli.jobs.parents import names_promptnet
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
-    check_one_stdin([*sources, prompts_file or ""])
+    check_one_stdin([*sources, prompts_file or "", flags.get("promptnet.weights", "")])
     further = [] if prompts_file is None else read_prompts(prompts_file)
     if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
+    named = names_promptnet(flags, settings)
     check_whole(texts, config.placeholder)
     texts += further
 
     from profusion_cli.jobs.pictures import draw
 
     made = []
-    with closing(draw(bundles, texts, config, class_word=flags.get("class_word"), listener=output)) as pictures:
+    with closing(
+        draw(bundles, texts, config, class_word=flags.get("class_word"), promptnet=named, listener=output)
+    ) as pictures:
         targets = plan_targets(target, texts, config, force, as_json)
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
         if dry_run:

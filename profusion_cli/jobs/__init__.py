@@ -4,7 +4,9 @@ Each takes a resolved configuration, says what it has to say to a `Listener`, ra
 options nor writes its results.
 
 - `configuration`: a resolved configuration, and what a bundle remembers of one
+- `remembered`: what is remembered of the user on this machine
 - `trust`: what a bundle may have loaded, and from where
+- `parents`: the PromptNets that subjects' adapters are for
 - `photos`: photos as they come
 - `views`: a photo -> pictures of its subject elsewhere
 - `subject`: photos and views -> a subject

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config
+from profusion_cli.config import Config, PromptNetSource
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import atomic_output
 from profusion_cli.images import encode_picture
 from profusion_cli.jobs.configuration import configure, remembered_config, warn_if_random
 from profusion_cli.jobs.lineage import picture_parameters, picture_record
+from profusion_cli.jobs.parents import needs_parent, parents_of
 from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
@@ -102,6 +103,7 @@ def draw(
     config: Config | None = None,
     *,
     class_word: str | None = None,
+    promptnet: bool = False,
     listener: Listener = LOGGED,
 ) -> Generator[Picture, None, None]:
     """Pictures of subjects, prompt by prompt; each is there as soon as its batch is drawn.
@@ -111,10 +113,13 @@ def draw(
         prompts: texts with S*.
         config: the resolved configuration; its `sample` section decides. None: what the first subject remembers.
         class_word: what every subject is, in place of its own class word.
+        promptnet: the PromptNet of the configuration is the one that the subjects' adapters are for; otherwise it is
+            found by its fingerprint.
         listener: who hears of it.
 
     Raises:
-        UsageError: no subject, or no list of prompts.
+        UsageError: no subject, or no list of prompts; or a PromptNet that none of them needs.
+        UnavailableError: a subject's adapters are for a PromptNet that is not at hand.
         BundleError: subjects of another kind, on different base models, or that do not fit the base model.
         InputError: a prompt that cannot be used.
         ConfigError: numbers of guidance scales or weights that do not fit the subjects, or a wrong size.
@@ -125,12 +130,18 @@ def draw(
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
-    return _draw(subjects, parsed, class_words, config, listener)
+    parents = parents_of(subjects, config, promptnet)
+    return _draw(subjects, parents, parsed, class_words, config, listener)
 
 
 @contextmanager
 def _opened(
-    subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
+    subjects: Sequence[Bundle],
+    parents: Sequence[PromptNetSource],
+    prompts: list[Prompt],
+    class_words: list[str],
+    config: Config,
+    listener: Listener,
 ) -> Iterator[Sampler]:
     """All that drawing takes, loaded while the block runs, after what there is to say is told."""
     warn_if_random(config, listener)
@@ -138,26 +149,33 @@ def _opened(
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
         from profusion_cli.runtime.device import compiling, repeatable, resolve_placement
-        from profusion_cli.runtime.needs import DRAWS, base_needs, provide
+        from profusion_cli.runtime.needs import DRAWS, base_needs, promptnet_needs, provide
         from profusion_cli.runtime.sampling import Sampler
 
-    provide(base_needs(config, DRAWS))
+    adapted = [parent for one, parent in zip(subjects, parents, strict=True) if needs_parent(one)]
+    needs = [need for parent in adapted for need in promptnet_needs(replace(config, promptnet=parent))]
+    provide([*base_needs(config, DRAWS), *needs])
     placement = resolve_placement(config.device, config.dtype, training=False)
     with (
         repeatable(config.deterministic),
         compiling(config.compile),
         BaseModel(config.base, placement, listener) as base,
     ):
-        sampler = Sampler(base, subjects, class_words, prompts, config)
+        sampler = Sampler(base, subjects, class_words, prompts, config, parents)
         for warning in sampler.warnings():
             listener.warn(warning)
         yield sampler
 
 
 def _draw(
-    subjects: Sequence[Bundle], prompts: list[Prompt], class_words: list[str], config: Config, listener: Listener
+    subjects: Sequence[Bundle],
+    parents: Sequence[PromptNetSource],
+    prompts: list[Prompt],
+    class_words: list[str],
+    config: Config,
+    listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, prompts, class_words, config, listener) as sampler:
+    with _opened(subjects, parents, prompts, class_words, config, listener) as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
@@ -219,6 +237,7 @@ def draw_way(
     config: Config | None = None,
     *,
     class_word: str | None = None,
+    promptnet: bool = False,
     listener: Listener = LOGGED,
 ) -> Generator[Picture, None, None]:
     """Pictures on the way from one subject to the next (Fig. 5 of the paper), all from the same noise.
@@ -227,11 +246,11 @@ def draw_way(
         subjects: at least two.
         prompt: a text with S*, which stands for each subject in turn.
         frames: how many pictures, the first and the last of one subject; at least one for each subject.
-        config, class_word, listener: as for `draw`.
+        config, class_word, promptnet, listener: as for `draw`.
 
     Raises:
         UsageError: too few subjects or frames, or settings that mean nothing here.
-        BundleError, InputError, ConfigError: as `draw`.
+        BundleError, InputError, ConfigError, UnavailableError: as `draw`.
     """
     config = _config_of(subjects, config)
     check_way([bundle.name for bundle in subjects], frames)
@@ -243,13 +262,20 @@ def draw_way(
             f"The prompt '{parsed.text}' names the subjects, and here the placeholder stands for each in turn.",
             f"Use the plain placeholder '{config.placeholder}'.",
         )
-    return _draw_way(subjects, parsed, frames, class_words, config, listener)
+    parents = parents_of(subjects, config, promptnet)
+    return _draw_way(subjects, parents, parsed, frames, class_words, config, listener)
 
 
 def _draw_way(
-    subjects: Sequence[Bundle], prompt: Prompt, frames: int, class_words: list[str], config: Config, listener: Listener
+    subjects: Sequence[Bundle],
+    parents: Sequence[PromptNetSource],
+    prompt: Prompt,
+    frames: int,
+    class_words: list[str],
+    config: Config,
+    listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, [prompt], class_words, config, listener) as sampler:
+    with _opened(subjects, parents, [prompt], class_words, config, listener) as sampler:
         from profusion_cli.runtime.sampling import draw_frames, frame_weights
 
         shares = frame_weights(frames, len(subjects))

@@ -11,10 +11,12 @@ from PIL import Image
 
 from profusion_cli.augmentation import check_drop, kept, read_images
 from profusion_cli.bundle import Bundle, make_bundle
+from profusion_cli.bundle.manifest import PARENT
 from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.images import Photo, crop_square, strip
 from profusion_cli.jobs.configuration import remember, warn_if_random
+from profusion_cli.jobs.parents import needs_parent, remember_parent
 from profusion_cli.jobs.photos import as_photo, photo_input
 from profusion_cli.jobs.trust import remember_own
 from profusion_cli.jobs.views import Region, fill_backgrounds, move, warn_if_random_inpainting
@@ -160,4 +162,7 @@ def make_subject(
         "augmentation": read.record,
     }
     remember_own(config, tuned.base["fingerprint"], listener)
-    return make_bundle(manifest, tuned.files, preview_strip(read.squares))
+    made = make_bundle(manifest, tuned.files, preview_strip(read.squares))
+    if needs_parent(made):
+        remember_parent(config, made.manifest[PARENT], listener)
+    return made

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import BASE_PARTS, BESIDE_BASE, UNTRAINED, Config
 from profusion_cli.errors import BundleError, OutputError
-from profusion_cli.files import atomic_output, locked
 from profusion_cli.jobs.configuration import configure
+from profusion_cli.jobs.remembered import add_entry, entries_of
 from profusion_cli.listener import Listener
-from profusion_cli.presets import default_preset, local_path, read_yaml, shipped_presets
+from profusion_cli.presets import default_preset, local_path, shipped_presets
 
 CONSENT_OPTION = "--trust-base"
+CONSENTS = "consents"
 RANDOM = "random weights"
 NOT_PLACES = (None, UNTRAINED, BESIDE_BASE)
 """Values of `promptnet.weights` that name nothing to load."""
@@ -146,27 +144,9 @@ def _listed(unknown: Mapping[str, Place]) -> str:
     return "; ".join(f"{', '.join(parts)} from {place}" for place, parts in grouped.items())
 
 
-def consents_path() -> Path:
-    """Where consents are remembered: in the user's configuration folder."""
-    import typer
-
-    return Path(typer.get_app_dir("profusion")) / "consents.yaml"
-
-
-def _consents() -> list[dict[str, Any]]:
-    """What the user has agreed to.
-
-    Raises:
-        ConfigError: the file was damaged.
-    """
-    path = consents_path()
-    values = read_yaml(path, "file of consents").get("consents", []) if path.is_file() else []
-    return [entry for entry in values if isinstance(entry, dict)] if isinstance(values, list) else []
-
-
 def _agreed_before(wanted: Mapping[str, Place], fingerprint: Mapping[str, str]) -> bool:
     """Whether one earlier consent holds all of these places, for weights of these fingerprints."""
-    for entry in _consents():
+    for entry in entries_of(CONSENTS):
         agreed = [tuple(place) for place in (entry.get("places") or {}).values()]
         then = entry.get("fingerprint") or {}
         same = all(then[part] == digits for part, digits in fingerprint.items() if part in then)
@@ -181,15 +161,5 @@ def _remember(wanted: Mapping[str, Place], fingerprint: Mapping[str, str]) -> No
     Raises:
         OutputError: it cannot be written.
     """
-    path = consents_path()
-    entry = {"places": {part: list(place) for part, place in wanted.items()}, "fingerprint": dict(fingerprint)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"'{path}' cannot be written: {error.strerror}.", "Set XDG_CONFIG_HOME to a folder."
-        ) from None
-    with locked(path.parent, f"Another process is writing '{path}'.", "Try again.", wait=10):
-        everything = {"consents": [*_consents(), entry]}
-        with atomic_output(path, force=True) as file:
-            file.write(yaml.safe_dump(everything, sort_keys=False, allow_unicode=True).encode())
+    places = {part: list(place) for part, place in wanted.items()}
+    add_entry(CONSENTS, {"places": places, "fingerprint": dict(fingerprint)})

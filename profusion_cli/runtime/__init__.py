@@ -5,7 +5,8 @@
 - the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
   `descriptions`; `text`; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
-- training: `fitting` (any loop), `training` (one subject), `baselines`, `subjects`, and the folder `pretraining`
-- between disk and memory: `weights`, `views`, `official`
+- training: `fitting` (any loop), `training` (one subject), `adapters`, `baselines`, `subjects`, and the folder
+  `pretraining`
+- between disk and memory: `weights`, `changes`, `views`, `official`
 - the machine: `device`, and the `processes` that work on one command
 """

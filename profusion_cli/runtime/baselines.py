@@ -189,7 +189,7 @@ def finetune_word(
         DivergedError: a loss that is not finite.
     """
     scheduler = base.scheduler
-    trained = select_trainable(word, base.unet, config.train)
+    trained = select_trainable(word, base.unet, config, seed)
     word.requires_grad_(config.method == "textual-inversion")
     tokens = [
         base.text.tokenize(parse_prompt(prompt).pieces, len(word.embedding))

@@ -12,12 +12,13 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.bundle.kinds import WORD_FILE
-from profusion_cli.config import Config, SampleConfig
+from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
+from profusion_cli.config import Config, PromptNetSource, SampleConfig
 from profusion_cli.errors import BundleError
 from profusion_cli.plans import Plan, plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.changes import adapted_promptnet, read_changes, tuned_weights
 from profusion_cli.runtime.denoiser import (
     PromptDenoiser,
     PromptNetSubject,
@@ -33,15 +34,7 @@ from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import schedule_pairs
 from profusion_cli.runtime.views import Views
-from profusion_cli.runtime.weights import (
-    check_base,
-    check_fit,
-    promptnet_from_bundle,
-    read_changes,
-    read_views,
-    read_word,
-    tuned_weights,
-)
+from profusion_cli.runtime.weights import check_base, check_fit, promptnet_from_bundle, read_views, read_word
 from profusion_cli.samplers import SAMPLERS, parse_areas, subject_weights
 
 LATE_START = 0.85
@@ -184,10 +177,12 @@ class Sampler:
         class_words: what each subject is.
         prompts: all prompts of the run; they are tokenised before the UNet is loaded.
         config: the resolved configuration.
+        parents: where the PromptNet is that the adapters of each bundle are for; None: that of the configuration.
 
     Raises:
-        BundleError: a bundle made for another base model, with changes that its UNet does not have, or without the
-            reference view asked for.
+        BundleError: a bundle made for another base model, with changes that its UNet does not have, without the
+            reference view asked for, or with adapters for another PromptNet.
+        UnavailableError: a PromptNet that adapters are for, and that cannot be had.
         InputError: a prompt so long that its placeholder falls off the end.
         ConfigError: a number of steps or a size that the base model does not have.
     """
@@ -199,6 +194,7 @@ class Sampler:
         class_words: Sequence[str],
         prompts: Sequence[Prompt],
         config: Config,
+        parents: Sequence[PromptNetSource] | None = None,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
         self._compiled = config.compile
@@ -209,24 +205,27 @@ class Sampler:
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
         self.subjects = [
-            self._load_subject(bundle, word, config.sample.reference - 1)
-            for bundle, word in zip(bundles, class_words, strict=True)
+            self._load_subject(bundle, parent, word, config.sample.reference - 1)
+            for bundle, parent, word in zip(
+                bundles, parents or [config.promptnet] * len(bundles), class_words, strict=True
+            )
         ]
         self.tokens = [self.tokenize(prompt, class_words) for prompt in prompts]
         unet = base.unet
         parameters = dict(unet.named_parameters())
-        changes = [read_changes(bundle, parameters) for bundle in bundles]
+        changes = [read_changes(bundle, "unet", parameters) for bundle in bundles]
         changed = {name for change in changes for name in change}
         before = {name: parameters[name].detach().clone() for name in changed}
         self._tuned = partial(tuned_weights, before, changes)
         with quiet_libraries():
             self.unet = ready(unet, base.placement, config.compile)
 
-    def _load_subject(self, bundle: Bundle, class_word: str, reference: int) -> Subject:
+    def _load_subject(self, bundle: Bundle, parent: PromptNetSource, class_word: str, reference: int) -> Subject:
         if WORD_FILE in bundle.files:
             word = read_word(bundle, self.base.text.embedding_dim)
             return WordSubject(word.to(self.base.placement.device), class_word)
-        promptnet = promptnet_from_bundle(bundle)
+        own = PROMPTNET_FILE in bundle.files
+        promptnet = promptnet_from_bundle(bundle) if own else adapted_promptnet(bundle, parent, self.base)
         check_fit(promptnet, self.base, with_vision=False)
         views = read_views(bundle, promptnet)
         if reference >= len(views):

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
-from profusion_cli.config import Config
+from profusion_cli.bundle.kinds import ADAPTERS_FILE, PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
+from profusion_cli.bundle.manifest import PARENT
+from profusion_cli.config import UNTRAINED, Config
 from profusion_cli.listener import Listener, Progress
 from profusion_cli.methods import class_noun, is_word_method
 from profusion_cli.pace import Smoothed
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
+from profusion_cli.runtime.changes import promptnet_fingerprint
 from profusion_cli.runtime.device import DTYPES, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import REPEATED
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
@@ -90,6 +92,9 @@ def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, l
 def _files(made: _Made, save_dtype: torch.dtype) -> dict[str, bytes]:
     """The safetensors files of a subject."""
     files = {name: pack(tensors, save_dtype) for name, tensors in made.files.items()}
+    adapters = {name: factor for name, factor in made.tuned.adapters.items() if name.startswith(made.adapted)}
+    if adapters:
+        files[ADAPTERS_FILE] = pack(adapters, save_dtype)
     if made.tuned.unet_changes:
         files[UNET_FILE] = pack(made.tuned.unet_changes, save_dtype)
     if made.references is not None:
@@ -99,7 +104,10 @@ def _files(made: _Made, save_dtype: torch.dtype) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A subject before it is written: tensors by file, and what the manifest says of it."""
+    """A subject before it is written: tensors by file, and what the manifest says of it.
+
+    `adapted` are the beginnings of the names of those adapters that are written.
+    """
 
     tuned: Tuned
     files: dict[str, Mapping[str, torch.Tensor]]
@@ -108,6 +116,7 @@ class _Made:
     pictures: int
     references: Views | None = None
     parents: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ("unet.",)
 
 
 def _make_promptnet(
@@ -130,7 +139,7 @@ def _make_promptnet(
         mean, std = base.encode_moments([*squares, *pictures])
         promptnet.tokens_for(mean.shape[-1])
         views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
-    fingerprints = base.fingerprints(*WEIGHTY)
+    fingerprints, parent = base.fingerprints(*WEIGHTY), promptnet_fingerprint(promptnet)
     base.release(*parts_for("encodes"))
     tuned = Tuned({}, ())
     if own.steps > 0:
@@ -141,8 +150,13 @@ def _make_promptnet(
         "promptnet_source": loaded.source,
         "s_star": _word_section(_length_of_word(base, promptnet, views, config.seed)),
     }
+    manifest[PARENT] = parent
+    references = views.first(len(squares))
+    if own.train == "lora" and own.steps > 0 and not own.self_contained and config.promptnet.weights != UNTRAINED:
+        adapted = ("unet.", "promptnet.")
+        return _Made(tuned, {}, manifest, fingerprints, len(views), references, loaded.parents, adapted)
     files = {PROMPTNET_FILE: promptnet.state_dict()}
-    return _Made(tuned, files, manifest, fingerprints, len(views), views.first(len(squares)), loaded.parents)
+    return _Made(tuned, files, manifest, fingerprints, len(views), references, loaded.parents)
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,7 +13,9 @@ from torch import nn
 from profusion_cli.config import FinetuneConfig
 from profusion_cli.errors import Interrupted
 from profusion_cli.prompts import parse_prompt
+from profusion_cli.runtime.adapters import Adapters
 from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.changes import add_changes, changes_of
 from profusion_cli.runtime.device import step_generator
 from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, unprepare
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
@@ -115,24 +117,50 @@ class TrainingObjective(nn.Module):
         return loss + self.embedding_l2 * embedding_l2(words) if self.embedding_l2 else loss
 
 
-def select_trainable(promptnet: nn.Module, unet: UNet2DConditionModel, train: str) -> dict[str, nn.Parameter]:
-    """Mark what is trained and return the UNet's part of it by name.
+@dataclass(frozen=True)
+class Trained:
+    """What is trained.
+
+    Args:
+        unet: those of the UNet's own parameters, by name.
+        adapters: of the networks; None: there are none.
+    """
+
+    unet: Mapping[str, nn.Parameter]
+    adapters: Adapters | None = None
+
+
+def select_trainable(promptnet: nn.Module, unet: UNet2DConditionModel, config: FinetuneConfig, seed: int) -> Trained:
+    """Mark what is trained.
 
     Args:
         promptnet: or the word that stands in its place.
-        train: `promptnet` (PromptNet alone), `qkv` (and the UNet's query, key and value projections), `attention`
-            (and the UNet's whole attention layers) or `unet` (and all of the UNet).
+        unet: the base model's.
+        config: its `train`: `promptnet` (PromptNet alone), `qkv` (and the UNet's query, key and value projections),
+            `attention` (and the UNet's whole attention layers), `unet` (and all of the UNet), or `lora` (adapters of
+            both, which are put into them, and nothing else).
+        seed: of the adapters.
+
+    Raises:
+        ConfigError: adapters of layers that there are not.
     """
-    promptnet.requires_grad_(True)
     unet.requires_grad_(False)
+    if config.train == "lora":
+        promptnet.requires_grad_(False)
+        networks: dict[str, nn.Module] = {"unet": unet}
+        if isinstance(promptnet, PromptNet):
+            networks["promptnet"] = promptnet
+        return Trained({}, Adapters(networks, config.adapters, seed))
+    promptnet.requires_grad_(True)
     chosen = {}
     for name, parameter in unet.named_parameters():
         path = name.split(".")
         in_attention = "attn1" in path or "attn2" in path
         in_qkv = in_attention and path[-2] in QKV
-        if train == "unet" or (train == "attention" and in_attention) or (train == "qkv" and in_qkv):
+        wanted = {"unet": True, "attention": in_attention, "qkv": in_qkv}
+        if wanted.get(config.train, False):
             chosen[name] = parameter.requires_grad_(True)
-    return chosen
+    return Trained(chosen)
 
 
 @dataclass(frozen=True)
@@ -143,17 +171,19 @@ class Tuned:
         unet_changes: tuned minus base weight of every trained UNet parameter, float32, CPU.
         losses: of each step.
         repeated: how many steps had to be done again, because gradients overflowed in float16.
+        adapters: their factors, as `Adapters.take` gives them; empty where there are none.
     """
 
     unet_changes: dict[str, torch.Tensor]
     losses: tuple[float, ...]
     repeated: int = 0
+    adapters: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def tune(
     base: BaseModel,
     objective: nn.Module,
-    trained: Mapping[str, nn.Parameter],
+    trained: Trained,
     config: FinetuneConfig,
     batches: Callable[[int], Tensors],
     batch_size: int,
@@ -163,8 +193,9 @@ def tune(
 
     Args:
         base: the base model, whose UNet the objective holds.
-        objective: the loss of a batch; what of it requires gradients is trained.
-        trained: the UNet's part of that, by name.
+        objective: the loss of a batch; what of it requires gradients is trained, and the rest is in the precision of
+            the base model's placement.
+        trained: what that is.
         config: steps, learning rate and the like.
         batches: of a step (from 0), on the CPU.
         batch_size: of a batch.
@@ -173,9 +204,9 @@ def tune(
     Raises:
         DivergedError: as `fit`.
     """
-    unet, placement = base.unet, base.placement
-    before = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-    for parameter in unet.parameters():
+    placement = base.placement
+    before = {name: parameter.detach().cpu().clone() for name, parameter in trained.unet.items()}
+    for parameter in objective.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(placement.dtype)
     if config.gradient_checkpointing:
@@ -205,9 +236,10 @@ def tune(
         ) from None
     finally:
         unprepare(accelerator, prepared)
-    changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.items()}
+    changes = {name: parameter.detach().cpu() - before[name] for name, parameter in trained.unet.items()}
+    adapters = trained.adapters.take() if trained.adapters else {}
     objective.eval().requires_grad_(False)
-    return Tuned(changes, tuple(step.loss for step in done), sum(step.repeated > 0 for step in done))
+    return Tuned(changes, tuple(step.loss for step in done), sum(step.repeated > 0 for step in done), adapters)
 
 
 def finetune(
@@ -219,7 +251,7 @@ def finetune(
     seed: int,
     progress: Callable[[int, float], None],
 ) -> Tuned:
-    """Fine-tune PromptNet (in place) and the UNet's attention on the views of one subject.
+    """Fine-tune PromptNet (in place) and the UNet on the views of one subject.
 
     Args:
         base: the base model.
@@ -234,9 +266,11 @@ def finetune(
         DivergedError: a loss that is not finite.
     """
     unet, scheduler = base.unet, base.scheduler
-    trained = select_trainable(promptnet, unet, config.train)
+    words = promptnet.tokens_for(views.latents_mean.shape[-1])
+    frozen = {name: parameter.detach() for name, parameter in promptnet.named_parameters()}
+    trained = select_trainable(promptnet, unet, config, seed)
     alphas_cumprod = scheduler.alphas_cumprod.to(base.placement.device)
-    tokens = concept_tokens(base.text, concept_prompt, promptnet.tokens_for(views.latents_mean.shape[-1]))
+    tokens = concept_tokens(base.text, concept_prompt, words)
     objective = TrainingObjective(
         promptnet, unet, base.text, tokens, alphas_cumprod, base.prediction_type, config.embedding_l2
     )
@@ -247,4 +281,9 @@ def finetune(
             views, config.batch_size, generator, base.vae_scaling_factor, scheduler.config.num_train_timesteps
         )
 
-    return tune(base, objective, trained, config, batches, config.batch_size, progress)
+    tuned = tune(base, objective, trained, config, batches, config.batch_size, progress)
+    if tuned.adapters:
+        promptnet.load_state_dict(frozen, assign=True)  # in float32 again
+        add_changes(promptnet, changes_of(tuned.adapters, "promptnet"))
+        promptnet.to(base.placement.device)
+    return tuned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from profusion_cli.bundle import Bundle, looks_like_bundle, read_bundle
-from profusion_cli.bundle.kinds import PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
+from profusion_cli.bundle.kinds import PROMPTNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.bundle.refusal import show
 from profusion_cli.config import BESIDE_BASE, UNTRAINED, BaseConfig, PromptNetSource
 from profusion_cli.errors import BundleError, ConfigError, UnavailableError, first_line
@@ -163,27 +163,6 @@ def read_views(bundle: Bundle, promptnet: PromptNet) -> Views:
         )
     tensors = tensors_of(bundle, VIEWS_FILE)
     return Views(*(tensors[name].float() for name in names))
-
-
-def read_changes(bundle: Bundle, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a subject changes in the base model's UNet: tuned minus base weight by parameter name; may be empty.
-
-    Args:
-        bundle: of the subject.
-        parameters: the UNet's, by name.
-
-    Raises:
-        BundleError: a change that fits no parameter.
-    """
-    if UNET_FILE not in bundle.files:
-        return {}
-    for name, shape in shapes_of(bundle, UNET_FILE).items():
-        if name not in parameters or parameters[name].shape != shape:
-            raise BundleError(
-                f"'{bundle.name}' changes '{name}' {list(shape)}, which the base model's UNet does not have.",
-                "Use the base model that the bundle was made with.",
-            )
-    return tensors_of(bundle, UNET_FILE)
 
 
 def read_official(source: Source, sha256: str | None = None) -> tuple[PromptNet, tuple[str, ...], dict[str, str]]:
@@ -351,22 +330,3 @@ def pack(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) 
     return safetensors.torch.save(
         {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in sorted(tensors.items())}
     )
-
-
-def tuned_weights(
-    parameters: Mapping[str, torch.Tensor], changes: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
-) -> dict[str, torch.Tensor]:
-    """Base weights plus the weighted mean of the subjects' changes, for every changed parameter.
-
-    Args:
-        parameters: the base UNet's, by name.
-        changes: for each subject, tuned minus base weight by parameter name; may be empty.
-        weights: of the subjects, at least 0, normalised here.
-    """
-    total = sum(weights)
-    tuned: dict[str, torch.Tensor] = {}
-    for change, weight in zip(changes, weights, strict=True):
-        for name, delta in change.items():
-            before = tuned.get(name, parameters[name])
-            tuned[name] = before + weight / total * delta.to(before)
-    return tuned

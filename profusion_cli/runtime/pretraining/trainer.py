@@ -19,7 +19,6 @@ from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import (
     TrainingObjective,
     concept_tokens,
-    select_trainable,
 )
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -89,7 +88,8 @@ class Trainer:
         self.tokens = concept_tokens(base.text, config.concept_prompt, self.promptnet.tokens_for(height))
         with quiet_libraries():
             self.unet = base.unet.to(placement.device, placement.dtype)
-        select_trainable(self.promptnet, self.unet, "promptnet")
+        self.promptnet.requires_grad_(True)
+        self.unet.requires_grad_(False)
         if own.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             self.promptnet.enable_gradient_checkpointing()
