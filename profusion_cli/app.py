@@ -17,6 +17,7 @@ from profusion_cli import __version__
 from profusion_cli.commands import (
     augment,
     bench,
+    compress,
     doctor,
     evaluate,
     finetune,
@@ -157,6 +158,7 @@ app.command("augment", cls=Command)(augment.augment)
 app.command("finetune", cls=Command)(finetune.finetune)
 app.command("sample", cls=Command)(sample.sample)
 app.command("interpolate", cls=Command)(interpolate.interpolate)
+app.command("compress", cls=Command)(compress.compress)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("import", cls=Command)(importer.import_promptnet)
 app.command("inspect", cls=Command)(inspect.inspect)

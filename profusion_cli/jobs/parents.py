@@ -50,14 +50,20 @@ def parents_of(bundles: Sequence[Bundle], config: Config, named: bool) -> list[P
     """
     if named and not any(map(needs_parent, bundles)):
         raise UsageError("--promptnet has no effect: what makes S* is in every bundle.", "Leave it out.")
-    return [config.promptnet if named or not needs_parent(one) else _found(one, config) for one in bundles]
+    return [parent_of(one, config, named) if needs_parent(one) else config.promptnet for one in bundles]
 
 
-def _found(bundle: Bundle, config: Config) -> PromptNetSource:
-    """Where a subject's PromptNet is, as nobody named it; see `parents_of`."""
-    digits, remembered = bundle.manifest[PARENT], bundle.manifest["config"]["preset"]
+def parent_of(bundle: Bundle, config: Config, named: bool) -> PromptNetSource:
+    """Where the PromptNet is that a subject's was tuned from; see `parents_of`.
+
+    Raises:
+        UnavailableError: it is not at hand.
+    """
+    if named:
+        return config.promptnet
+    digits, remembered = bundle.manifest.get(PARENT), bundle.manifest["config"]["preset"]
     for entry in reversed(entries_of(STORE)):
-        if entry.get("fingerprint") == digits and os.path.exists(local_path(str(entry.get("weights")))):
+        if digits and entry.get("fingerprint") == digits and os.path.exists(local_path(str(entry.get("weights")))):
             return replace(config.promptnet, weights=str(entry["weights"]), **_place(entry))
     for preset in dict.fromkeys((config.preset, remembered)):
         if preset in shipped_presets():
@@ -67,8 +73,9 @@ def _found(bundle: Bundle, config: Config) -> PromptNetSource:
     source = bundle.manifest.get("promptnet_source")
     told = source.get("weights") if isinstance(source, Mapping) else None
     came = f", which came from {show(told)}" if isinstance(told, str) else ""
+    which = f"of fingerprint {digits}{came}" if digits else f"before tuning{came}"
     raise UnavailableError(
-        f"'{bundle.name}' holds adapters for the PromptNet of fingerprint {digits}{came}, and it is not at hand.",
+        f"'{bundle.name}' needs the PromptNet {which}, and it is not at hand.",
         "Give it with --promptnet FILE|FOLDER|ID; or have the bundle made with --self-contained.",
     )
 

@@ -7,6 +7,6 @@
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
 - training: `fitting` (any loop), `training` (one subject), `adapters`, `baselines`, `subjects`, and the folder
   `pretraining`
-- between disk and memory: `weights`, `changes`, `views`, `official`
+- between disk and memory: `weights`, `changes` and their `compression`, `views`, `official`
 - the machine: `device`, and the `processes` that work on one command
 """

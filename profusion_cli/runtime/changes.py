@@ -146,15 +146,23 @@ def adapted_promptnet(bundle: Bundle, parent: PromptNetSource, base: BaseModel) 
         BundleError: it is another one, or changes do not fit it.
     """
     promptnet = load_promptnet(parent, base, 0).promptnet
-    wanted, present = bundle.manifest[PARENT], promptnet_fingerprint(promptnet)
-    if present != wanted:
-        raise BundleError(
-            f"'{bundle.name}' holds adapters for the PromptNet of fingerprint {wanted}, and that of "
-            f"'{parent.weights}' is {present}.",
-            "Give the PromptNet that it was made with, by --promptnet.",
-        )
+    check_parent(bundle, promptnet, parent.weights)
     add_changes(promptnet, read_changes(bundle, "promptnet", dict(promptnet.named_parameters())))
     return promptnet
+
+
+def check_parent(bundle: Bundle, promptnet: PromptNet, name: str | None) -> None:
+    """It is the PromptNet that a subject was tuned from, as far as its bundle says which.
+
+    Raises:
+        BundleError: it is another one.
+    """
+    wanted, present = bundle.manifest.get(PARENT), promptnet_fingerprint(promptnet)
+    if wanted is not None and present != wanted:
+        raise BundleError(
+            f"'{bundle.name}' was tuned from the PromptNet of fingerprint {wanted}, and that of '{name}' is {present}.",
+            "Give the PromptNet that it was made with, by --promptnet.",
+        )
 
 
 def promptnet_fingerprint(promptnet: PromptNet) -> str:
