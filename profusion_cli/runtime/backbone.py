@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -20,7 +19,7 @@ from profusion_cli.errors import ConfigError, ProfusionError, UnavailableError
 from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.descriptions import describe_part, misfit
-from profusion_cli.runtime.device import Placement, is_out_of_memory
+from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
 from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import (
     Files,
@@ -291,9 +290,7 @@ class BaseModel:
         """Let loaded parts go, to free their memory."""
         for name in names:
             self.__dict__.pop(name, None)
-        gc.collect()  # an optimiser or a pipeline may hold itself, and a part with it
-        if self.placement.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()  # an optimiser or a pipeline may hold itself, and a part with it
 
     @torch.inference_mode()
     def encode_moments(self, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:

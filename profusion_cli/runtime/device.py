@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from profusion_cli.errors import DeviceError
 
@@ -236,3 +237,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text or "MPS backend out of memory" in text
     )
+
+
+def free_memory() -> None:
+    """Give back what nobody holds any more."""
+    clear_device_cache(garbage_collection=True)

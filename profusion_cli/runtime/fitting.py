@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -17,10 +17,14 @@ from accelerate.utils import GradientAccumulationPlugin
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
-from profusion_cli.errors import DivergedError
-from profusion_cli.runtime.device import Placement
+from profusion_cli.errors import DivergedError, out_of_memory
+from profusion_cli.listener import who_hears
+from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
 
 REPEATED = "gradients overflowed in float16, and the step was done again with a smaller scale."
+SMALLER = (
+    "Switch gradient_checkpointing on, or train less: --train lora, or promptnet; or use a device with more memory."
+)
 SMALLEST_SCALE = 1.0
 """Of the loss in float16: the scaler begins at 65536, and halves it where gradients overflow."""
 
@@ -108,6 +112,17 @@ class Step:
     repeated: int = 0
 
 
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], placement: Placement, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW in one kernel, which needs no memory beside its state.
+
+    Not in float16: accelerate does not learn of the steps that a fused optimiser leaves out where gradients overflow.
+    """
+    fused = placement.autocast != "fp16"
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
 def _try_step(
     accelerator: Accelerator,
     objective: nn.Module,
@@ -120,7 +135,11 @@ def _try_step(
 
     Returns:
         The loss, and the norm of the gradients before clipping.
+
+    Raises:
+        DeviceError: memory ran out in an optimiser that may have changed some of the parameters by then.
     """
+    accelerator.step = 0  # whatever is left of a step that was broken off
     parts, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total = torch.zeros((), device=accelerator.device)
@@ -137,9 +156,54 @@ def _try_step(
                 if not math.isfinite(value):
                     break
                 grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
-            optimizer.step()
+            _take_step(optimizer)
             optimizer.zero_grad()
     return value, grad_norm
+
+
+def _take_step(optimizer: AcceleratedOptimizer) -> None:
+    try:
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if optimizer.defaults.get("fused") or not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, SMALLER) from error
+
+
+def _step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    batch: Tensors,
+    batch_size: int,
+    max_grad_norm: float,
+    number: int,
+) -> tuple[float, float]:
+    """As `_try_step`, in twice as many parts each time that memory runs out: the same step in less of it.
+
+    Raises:
+        DeviceError: it runs out for a single picture; with several processes, whose parts must agree, at once.
+    """
+    while True:
+        before = accelerator.gradient_accumulation_steps
+        parts = min(2 * before, len(batch))
+        try:
+            return _try_step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if parts <= before or accelerator.num_processes > 1:
+                raise out_of_memory(error, SMALLER) from error
+        # here, where the error is forgotten, and no longer holds what was computed
+        accelerator.gradient_accumulation_steps = parts
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        free_memory()
+        who_hears().warn(
+            f"Memory ran out in step {number}: this and the further steps are done in {parts} parts each, which gives "
+            "the same result and takes longer."
+        )
 
 
 def fit(
@@ -159,7 +223,8 @@ def fit(
 
     Several processes take the step that one would take with all their pictures: the mean of the loss
     is over the pictures, however many each process has. A step that float16's gradient scaler skips,
-    because gradients overflowed, is done again with the smaller scale that it has chosen.
+    because gradients overflowed, is done again with the smaller scale that it has chosen; and one in which memory
+    runs out, in twice as many parts, as all after it.
 
     Args:
         accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
@@ -175,6 +240,7 @@ def fit(
     Raises:
         DivergedError: a loss that is not finite, in any process, or gradients that overflow at the smallest
             scale; the step is not taken.
+        DeviceError: no memory for a single picture.
     """
 
     def diverged(what: str) -> DivergedError:
@@ -190,7 +256,7 @@ def fit(
         batch = batches(step)
         repeated = 0
         while True:
-            loss, grad_norm = _try_step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
+            loss, grad_norm = _step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm, step + 1)
             if not math.isfinite(loss):
                 raise diverged(f"loss at step {step + 1} is {loss}")
             if not optimizer.step_was_skipped:

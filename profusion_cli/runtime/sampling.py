@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
 from profusion_cli.config import Config, PromptNetSource, SampleConfig
 from profusion_cli.errors import BundleError
+from profusion_cli.listener import who_hears
 from profusion_cli.plans import Plan, plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -27,7 +29,7 @@ from profusion_cli.runtime.denoiser import (
     WordSubject,
     tokenize_prompt,
 )
-from profusion_cli.runtime.device import picture_generator, ready, to_device
+from profusion_cli.runtime.device import free_memory, is_out_of_memory, picture_generator, ready, to_device
 from profusion_cli.runtime.fusion import NONE, Guidance, area_weights, sample_fusion
 from profusion_cli.runtime.noise import NoisePath
 from profusion_cli.runtime.parts import parts_for
@@ -197,7 +199,7 @@ class Sampler:
         parents: Sequence[PromptNetSource] | None = None,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
-        self._compiled = config.compile
+        self._compiled, self._at_once = config.compile, sys.maxsize
         self.concept_prompt = config.concept_prompt
         self.plan = plan_of(config)
         self.timesteps = base.timesteps(self.plan.schedule)
@@ -284,9 +286,32 @@ class Sampler:
         Args:
             tokens: of the prompt.
             scales: guidance scale of each subject.
-            indices: the numbers j.
+            indices: the numbers j; where memory runs out, half as many are drawn at once from then on.
             progress: called with the number of sampler steps done.
         """
+        images: list[Image.Image] = []
+        while len(images) < len(indices):
+            before = len(images)
+            part = indices[before : before + self._at_once]
+
+            def report(steps: int, before: int = before, count: int = len(part)) -> None:
+                progress((before * len(self.plan.steps) + count * steps) // len(indices))
+
+            try:
+                images += self._draw_at_once(tokens, scales, part, report)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+            # here, where the error is forgotten, and no longer holds what was computed
+            self._at_once = len(part) // 2
+            free_memory()
+            who_hears().warn(f"Memory ran out: {self._at_once} in place of {len(part)} pictures are drawn at once.")
+        return images
+
+    def _draw_at_once(
+        self, tokens: PromptTokens, scales: tuple[float, ...], indices: Sequence[int], progress: Callable[[int], None]
+    ) -> list[Image.Image]:
         generators = [picture_generator(self.seed, index) for index in indices]
         latents = draw_latents(
             self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators, progress

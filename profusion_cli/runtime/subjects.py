@@ -165,11 +165,11 @@ def _length_of_word(base: BaseModel, promptnet: PromptNet, views: Views, seed: i
     alphas_cumprod = base.scheduler.alphas_cumprod
     device = promptnet.conv_in.weight.device
     timesteps = torch.arange(1, 10, 2) * len(alphas_cumprod) // 10
-    latents = (views.latents_mean[:1] * base.vae_scaling_factor).expand(len(timesteps), -1, -1, -1)
-    noise = torch.randn(latents.shape, generator=picture_generator(seed, 0))
-    noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
-    tokens = views.image_tokens[:1].expand(len(timesteps), -1, -1)
-    words = promptnet(latents.to(device), noisy.to(device), timesteps.to(device), tokens.to(device))
+    latents, tokens = views.latents_mean[:1] * base.vae_scaling_factor, views.image_tokens[:1].to(device)
+    noise = torch.randn((len(timesteps), *latents.shape[1:]), generator=picture_generator(seed, 0))
+    noisy = add_noise(latents.expand(len(timesteps), -1, -1, -1), noise, timesteps, alphas_cumprod).to(device)
+    latents = latents.to(device)
+    words = torch.cat([promptnet(latents, noisy[i, None], int(t), tokens) for i, t in enumerate(timesteps)])
     return base.text.relative_length(words)
 
 

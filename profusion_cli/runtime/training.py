@@ -17,7 +17,7 @@ from profusion_cli.runtime.adapters import Adapters
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.changes import add_changes, changes_of
 from profusion_cli.runtime.device import step_generator
-from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, unprepare
+from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, make_optimizer, unprepare
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
@@ -216,11 +216,8 @@ def tune(
     objective.train()
     accelerator = make_accelerator(placement, min(config.gradient_accumulation, batch_size))
     objective.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in objective.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(learned, placement, config.learning_rate, config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     size = batch_size * accelerator.num_processes
     done = []

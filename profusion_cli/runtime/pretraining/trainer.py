@@ -12,7 +12,7 @@ from torch import nn
 from profusion_cli.config import Config, PretrainConfig
 from profusion_cli.dataset import Dataset
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
-from profusion_cli.runtime.fitting import choose_attention
+from profusion_cli.runtime.fitting import choose_attention, make_optimizer
 from profusion_cli.runtime.parts import WEIGHTY
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint
 from profusion_cli.runtime.promptnet import PromptNet
@@ -114,7 +114,8 @@ class Trainer:
             base.prediction_type,
             own.embedding_l2,
         ).to(base.placement.device)
-        optimizer = torch.optim.AdamW(self.promptnet.parameters(), lr=own.learning_rate, weight_decay=own.weight_decay)
+        learned, placement = self.promptnet.parameters(), base.placement
+        optimizer = make_optimizer(learned, placement, own.learning_rate, own.weight_decay)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         if own.ema_decay and self.accelerator.is_main_process:
             self.average = Average(self.promptnet, own.ema_decay)
@@ -123,7 +124,7 @@ class Trainer:
         moments = {name: resumed.part(name) for name in MOMENTS}
         for name, parameter in self.promptnet.named_parameters():
             optimizer.state[parameter] = {
-                "step": moments["step"][name],  # stays on the CPU, where AdamW wants it
+                "step": moments["step"][name].to(parameter.device if optimizer.defaults["fused"] else "cpu"),
                 "exp_avg": moments["exp_avg"][name].to(parameter.device),
                 "exp_avg_sq": moments["exp_avg_sq"][name].to(parameter.device),
             }
