@@ -140,6 +140,7 @@ def _subject(manifest: Mapping[str, Any]) -> dict[str, str]:
         "training": "none" if tuning("steps") == 0 else training,
         "views": _views(own("augmentation")),
         "promptnet": shown(own("promptnet_source", "weights")),
+        "compressed": _told("to rank {}, predictions off by {}", own("compressed", "rank"), own("compressed", "error")),
         "S*": _told("{} times as long as an ordinary word", own("s_star", "length_in_ordinary_words")),
         "drawn with": _sampling(own("config", "sample"), _plan_in(own("config"))),
     }
