@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from profusion_cli import options
 from profusion_cli.commands.common import (
+    BUNDLE_SUFFIX,
     check_apart,
     check_bundle_target,
     check_one_stdin,
@@ -20,14 +23,17 @@ from profusion_cli.commands.common import (
     quoted,
     read_region,
 )
+from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.console import Output
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import STDIO, read_source
 from profusion_cli.methods import PROFUSION, is_word_method
+from profusion_cli.prompts import parse_prompt
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
+    from profusion_cli.jobs.workshop import Workshop
 
 FROM_BUNDLE = ("augment", "class_word")
 """What an images bundle still decides when another preset is asked for."""
@@ -133,8 +139,28 @@ def finetune(
     ],
     target: Annotated[
         str,
-        typer.Option("-o", "--output", metavar="FILE", help="The subject bundle (.pfz); - is standard output."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|FOLDER",
+            help="The subject bundle (.pfz); - is standard output. With --each a folder.",
+        ),
     ],
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Make one bundle of each photo, with everything loaded once, and skip those that are there already.",
+        ),
+    ] = False,
+    draw: Annotated[
+        list[str] | None,
+        typer.Option("--draw", metavar="PROMPT", help="Draw this too, right after tuning; may be repeated."),
+    ] = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option("--pictures", metavar="FOLDER", help="Where --draw puts its pictures ('pictures' by default)."),
+    ] = None,
     no_augment: Annotated[
         bool,
         typer.Option("--no-augment", help="Train on the photo alone.", rich_help_panel=options.AUGMENTATION),
@@ -166,6 +192,7 @@ def finetune(
     `profusion sample` draws from, without the photos. One photo is augmented first, as by `profusion
     augment`; several photos are views already and are trained on as they are.
     """
+    from profusion_cli.commands.picture_targets import plan_targets
     from profusion_cli.jobs.configuration import configure
     from profusion_cli.jobs.trust import check_trusted
 
@@ -173,7 +200,7 @@ def finetune(
     output = Output(quiet, as_json)
     promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
-    inputs = read_inputs(photos)
+    inputs = [] if each else read_inputs(photos)
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     config = configure(preset, remembered_of(bundles, preset), flags, settings, output)
     if trust_base and not bundles:
@@ -186,31 +213,135 @@ def finetune(
         "--views": "augment.views" in flags,
         "--no-inpaint": "augment.inpaint" in flags,
     }
-    check_given(config, flags, len(photos) - len(bundles), len(bundles), given)
+    check_given(config, flags, 1 if each else len(photos) - len(bundles), len(bundles), given)
+    prompts, where = check_draw(draw or [], pictures, config)
+    if each:
+        refuse_with_each(given)
+        tune_each(photos, target, config, prompts, where, not no_augment, force, dry_run, output, started)
+        return
     dropped, region = parse_drop(drop), read_region(mask, box, output)
     check_apart([*photos, mask or "", promptnet or ""], [target])
     check_bundle_target(target, force, as_json)
 
     from profusion_cli.jobs.subject import check_inputs, make_subject
+    from profusion_cli.jobs.workshop import Workshop
 
-    pictures = [
+    decoded = [
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
     ]
+    targets = plan_targets(where, prompts, config, force, as_json)
     if dry_run:
-        check_inputs(pictures, config, not no_augment, dropped)
+        check_inputs(decoded, config, not no_augment, dropped)
         print_config(config)
         return
     if bundles:
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
-    made = make_subject(pictures, config, augment=not no_augment, region=region, drop=dropped, listener=output)
-    made.save(target, force)
-    if target != STDIO:
-        output.line(target)
+    options_of = {"augment": not no_augment, "region": region, "drop": dropped, "listener": output}
+    with Workshop(config, output) if prompts else nullcontext() as workshop:
+        made = make_subject(decoded, config, workshop=workshop, **options_of)
+        made.save(target, force)
+        if target != STDIO:
+            output.line(target)
+        drawn = draw_subject(made, target, prompts, targets, config, force, workshop, output) if workshop else []
     seconds = time.perf_counter() - started
-    output.record({"path": target, **summary(made, config), "seconds": round(seconds, 2)})
+    record = {"path": target, **summary(made, config), **({"pictures": drawn} if prompts else {})}
+    output.record({**record, "seconds": round(seconds, 2)})
     example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
     output.finished(seconds, "" if target == STDIO else example)
+
+
+def check_draw(prompts: list[str], pictures: str | None, config: Config) -> tuple[list[str], str]:
+    """What is drawn after tuning, and into which folder.
+
+    Raises:
+        UsageError: a folder without prompts.
+        InputError: a prompt that cannot be used.
+    """
+    if pictures is not None and not prompts:
+        raise UsageError("--pictures has no effect without --draw.", "Leave it out, or add --draw PROMPT.")
+    for text in prompts:
+        parse_prompt(text, config.placeholder)
+    from profusion_cli.commands.picture_targets import DEFAULT_FOLDER
+
+    return prompts, DEFAULT_FOLDER if pictures is None else pictures
+
+
+def refuse_with_each(given: Mapping[str, bool]) -> None:
+    """What belongs to one photo cannot be said of each.
+
+    Raises:
+        UsageError: it is.
+    """
+    for name in ("--drop", "--mask", "--box"):
+        if given[name]:
+            raise UsageError(f"{name} is of one photo, and --each takes several.", "Leave it out.")
+
+
+def draw_subject(
+    made: Bundle,
+    target: str,
+    prompts: Sequence[str],
+    targets: Mapping[tuple[int, int], str],
+    config: Config,
+    force: bool,
+    workshop: Workshop,
+    output: Output,
+) -> list[str]:
+    """Pictures of a subject, with the models that it was tuned with; their paths."""
+    from profusion_cli.jobs.pictures import draw
+
+    subject, paths = replace(made, name=display_name(target)), []
+    for picture in draw([subject], prompts, config, base=workshop.tuner.base, listener=output):
+        paths.append(targets[picture.prompt, picture.index])
+        picture.save(paths[-1], force)
+        output.line(paths[-1])
+    return paths
+
+
+def tune_each(
+    photos: Sequence[str],
+    folder: str,
+    config: Config,
+    prompts: Sequence[str],
+    where: str,
+    augment: bool,
+    force: bool,
+    dry_run: bool,
+    output: Output,
+    started: float,
+) -> None:
+    """One bundle of each photo, and pictures of each where there are prompts."""
+    from profusion_cli.commands.picture_targets import plan_targets
+    from profusion_cli.jobs.subject import make_subject
+    from profusion_cli.jobs.workshop import Workshop
+
+    targets = {photo: f"{name}{BUNDLE_SUFFIX}" for photo, name in names_of(photos, folder).items()}
+    pictures = names_of(photos, where)
+    check_apart(photos, list(targets.values()))
+    if dry_run:
+        print_config(config)
+        return
+
+    def do(photo: str) -> dict[str, Any]:
+        target = targets[photo]
+        drawn = plan_targets(pictures[photo], prompts, config, force, False)
+        made = make_subject(
+            [decode(read_source(photo), photo, output)], config, augment=augment, workshop=workshop, listener=output
+        )
+        made.save(target, force)
+        output.line(target)
+        paths = draw_subject(made, target, prompts, drawn, config, force, workshop, output) if prompts else []
+        return {"path": target, **summary(made, config), **({"pictures": paths} if prompts else {})}
+
+    with sharing(config.device) as processes, Workshop(config, output) as workshop:
+        outcome = do_each(photos, lambda photo: not force and os.path.exists(targets[photo]), do, output, processes)
+    if processes is not None and not processes.is_main:
+        return
+    seconds = time.perf_counter() - started
+    output.record({"path": folder, **outcome.as_dict(), "seconds": round(seconds, 2)})
+    output.finished(seconds)
+    outcome.check()
 
 
 def summary(made: Bundle, config: Config) -> dict[str, Any]:

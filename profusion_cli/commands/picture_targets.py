@@ -38,6 +38,15 @@ def count_on(targets: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], st
     return free
 
 
+def names_in(folder: str, prompts: Sequence[str], config: Config) -> dict[tuple[int, int], str]:
+    """Of all pictures, in a folder, by the numbers of their prompts and their own."""
+    return {
+        (number, index): str(Path(folder) / picture_name(number, prompt, config.seed + index))
+        for number, prompt in enumerate(prompts)
+        for index in range(config.sample.num_images)
+    }
+
+
 def plan_targets(
     target: str | None, prompts: Sequence[str], config: Config, force: bool, as_json: bool
 ) -> dict[tuple[int, int], str]:
@@ -56,12 +65,7 @@ def plan_targets(
             raise UsageError(f"{count} pictures do not fit into {where}.", "Name a folder with -o.")
         targets = {(0, 0): target}
     else:
-        folder = Path(DEFAULT_FOLDER if target is None else target)
-        targets = {
-            (number, index): str(folder / picture_name(number, prompt, config.seed + index))
-            for number, prompt in enumerate(prompts)
-            for index in range(config.sample.num_images)
-        }
+        targets = names_in(DEFAULT_FOLDER if target is None else target, prompts, config)
         if not force:
             targets = count_on(targets)
     for path in targets.values():

@@ -21,6 +21,7 @@ from profusion_cli.commands.common import (
     print_config,
     split_arguments,
 )
+from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
@@ -30,6 +31,8 @@ from profusion_cli.samplers import subject_weights
 if TYPE_CHECKING:
     from PIL import Image
 
+    from profusion_cli.bundle import Bundle
+    from profusion_cli.config import Config
     from profusion_cli.jobs.pictures import Picture
 
 SHEET_CELL = 256
@@ -55,6 +58,14 @@ def sample(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Draw each subject by itself, in a folder of its own, with everything loaded once; pictures that are "
+            "there already are skipped.",
+        ),
+    ] = False,
     prompts_file: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
     ] = None,
@@ -93,6 +104,12 @@ def sample(
     further = [] if prompts_file is None else read_prompts(prompts_file)
     if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
+    if each:
+        if sheet is not None:
+            raise UsageError("--sheet shows subjects together, and --each draws them apart.", "Leave one of them out.")
+        draw_each(sources, [*texts, *further], target, preset, flags, settings, trust_base, dry_run, force, output)
+        output.finished(time.perf_counter() - started)
+        return
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
@@ -127,6 +144,66 @@ def sample(
             output.line(sheet)
     output.record({"pictures": made, "sheet": sheet})
     output.finished(time.perf_counter() - started)
+
+
+def draw_each(
+    sources: list[str],
+    texts: list[str],
+    target: str | None,
+    preset: str | None,
+    flags: dict[str, Any],
+    settings: list[str] | None,
+    trust_base: bool,
+    dry_run: bool,
+    force: bool,
+    output: Output,
+) -> None:
+    """Every subject by itself, drawn as if it had been the only one."""
+    from profusion_cli.commands.picture_targets import DEFAULT_FOLDER, check_useful, names_in
+    from profusion_cli.jobs.configuration import configure, remembered_config
+    from profusion_cli.jobs.parents import names_promptnet, needs_parent
+    from profusion_cli.jobs.pictures import Bases, draw
+    from profusion_cli.jobs.trust import check_trusted
+
+    folders, word = names_of(sources, DEFAULT_FOLDER if target is None else target), flags.get("class_word")
+
+    def config_of(source: str) -> tuple[Bundle, Config]:
+        bundle = open_bundle(source, "subject")
+        config = configure(preset, remembered_config(bundle), flags, settings, output)
+        check_useful(config, flags)
+        check_whole(texts, config.placeholder)
+        check_trusted(config, bundle, preset, flags, settings, consent=trust_base)
+        return bundle, config
+
+    def targets_of(source: str, config: Config) -> dict[tuple[int, int], str]:
+        return names_in(folders[source], texts, config)
+
+    def done(source: str) -> bool:
+        if force or not os.path.isdir(folders[source]):
+            return False
+        return all(map(os.path.exists, targets_of(source, config_of(source)[1]).values()))
+
+    def do(source: str) -> dict[str, Any]:
+        bundle, config = config_of(source)
+        targets, made = targets_of(source, config), []
+        named = names_promptnet(flags, settings) and needs_parent(bundle)
+        base = bases.of(config)
+        for picture in draw([bundle], texts, config, class_word=word, promptnet=named, base=base, listener=output):
+            path = targets[picture.prompt, picture.index]
+            picture.save(path, force=True)
+            output.line(path)
+            made.append({"path": path, "prompt": picture.record["prompt"], "seed": picture.record["seed"]})
+        return {"pictures": made}
+
+    if dry_run:
+        print_config(config_of(sources[0])[1])
+        return
+    device = flags.get("device", "auto")
+    with sharing(device) as processes, Bases(output) as bases:
+        outcome = do_each(sources, done, do, output, processes)
+    if processes is None or processes.is_main:
+        output.record(outcome.as_dict())
+        outcome.check()
 
 
 class Sheet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.config import Config, PromptNetSource
+from profusion_cli.config import BaseConfig, Config, PromptNetSource
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import atomic_output
 from profusion_cli.images import encode_picture
@@ -24,6 +24,7 @@ from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import subject_weights
 
 if TYPE_CHECKING:
+    from profusion_cli.runtime.keeping import KeptBase
     from profusion_cli.runtime.sampling import Sampler
 
 
@@ -97,6 +98,38 @@ def _config_of(subjects: Sequence[Bundle], config: Config | None) -> Config:
     return config
 
 
+class Bases:
+    """Base models that several subjects are drawn with, one after another; each is loaded once.
+
+    Use as a context manager.
+
+    Args:
+        listener: who hears of it.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener, self._stack = listener, ExitStack()
+        self._open: tuple[BaseConfig, KeptBase] | None = None
+
+    def __enter__(self) -> Bases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def of(self, config: Config) -> KeptBase:
+        """The base model of a subject: the last one's, if it is the same."""
+        from profusion_cli.runtime.device import resolve_placement
+        from profusion_cli.runtime.keeping import KeptBase
+
+        if self._open is None or self._open[0] != config.base:
+            self._stack.close()
+            placement = resolve_placement(config.device, config.dtype, training=False)
+            base = self._stack.enter_context(KeptBase(config.base, placement, self._listener))
+            self._open = config.base, base
+        return self._open[1]
+
+
 def draw(
     subjects: Sequence[Bundle],
     prompts: Sequence[str],
@@ -104,6 +137,7 @@ def draw(
     *,
     class_word: str | None = None,
     promptnet: bool = False,
+    base: KeptBase | None = None,
     listener: Listener = LOGGED,
 ) -> Generator[Picture, None, None]:
     """Pictures of subjects, prompt by prompt; each is there as soon as its batch is drawn.
@@ -115,6 +149,7 @@ def draw(
         class_word: what every subject is, in place of its own class word.
         promptnet: the PromptNet of the configuration is the one that the subjects' adapters are for; otherwise it is
             found by its fingerprint.
+        base: the base model, which is kept for further subjects; None: one for these alone.
         listener: who hears of it.
 
     Raises:
@@ -131,7 +166,7 @@ def draw(
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
     parents = parents_of(subjects, config, promptnet)
-    return _draw(subjects, parents, parsed, class_words, config, listener)
+    return _draw(subjects, parents, parsed, class_words, config, base, listener)
 
 
 @contextmanager
@@ -141,6 +176,7 @@ def _opened(
     prompts: list[Prompt],
     class_words: list[str],
     config: Config,
+    base: KeptBase | None,
     listener: Listener,
 ) -> Iterator[Sampler]:
     """All that drawing takes, loaded while the block runs, after what there is to say is told."""
@@ -149,6 +185,7 @@ def _opened(
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
         from profusion_cli.runtime.device import compiling, repeatable, resolve_placement
+        from profusion_cli.runtime.keeping import lent
         from profusion_cli.runtime.needs import DRAWS, base_needs, promptnet_needs, provide
         from profusion_cli.runtime.sampling import Sampler
 
@@ -156,12 +193,9 @@ def _opened(
     needs = [need for parent in adapted for need in promptnet_needs(replace(config, promptnet=parent))]
     provide([*base_needs(config, DRAWS), *needs])
     placement = resolve_placement(config.device, config.dtype, training=False)
-    with (
-        repeatable(config.deterministic),
-        compiling(config.compile),
-        BaseModel(config.base, placement, listener) as base,
-    ):
-        sampler = Sampler(base, subjects, class_words, prompts, config, parents)
+    opened = BaseModel(config.base, placement, listener) if base is None else lent(base, placement)
+    with repeatable(config.deterministic), compiling(config.compile), opened as model:
+        sampler = Sampler(model, subjects, class_words, prompts, config, parents)
         for warning in sampler.warnings():
             listener.warn(warning)
         yield sampler
@@ -173,9 +207,10 @@ def _draw(
     prompts: list[Prompt],
     class_words: list[str],
     config: Config,
+    base: KeptBase | None,
     listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, parents, prompts, class_words, config, listener) as sampler:
+    with _opened(subjects, parents, prompts, class_words, config, base, listener) as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
@@ -275,7 +310,7 @@ def _draw_way(
     config: Config,
     listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, parents, [prompt], class_words, config, listener) as sampler:
+    with _opened(subjects, parents, [prompt], class_words, config, None, listener) as sampler:
         from profusion_cli.runtime.sampling import draw_frames, frame_weights
 
         shares = frame_weights(frames, len(subjects))

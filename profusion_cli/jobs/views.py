@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,9 @@ from profusion_cli.jobs.configuration import remember
 from profusion_cli.jobs.photos import as_photo, photo_input
 from profusion_cli.jobs.trust import remember_own
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
+
+if TYPE_CHECKING:
+    from profusion_cli.runtime.inpaint import Painter
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,16 @@ def move(photo: Photo, config: Config, region: Region, listener: Listener) -> Mo
     return Moved(moved, {"mask": how, **describe(moved, config.augment, background_prompt(config))}, inputs)
 
 
-def fill_backgrounds(moved: Augmented, config: Config, listener: Listener) -> tuple[Augmented, dict[str, Any]]:
+def fill_backgrounds(
+    moved: Augmented, config: Config, listener: Listener, painter: Painter | None = None
+) -> tuple[Augmented, dict[str, Any]]:
     """Give the moved subjects backgrounds; also what a manifest remembers of the model that painted them.
+
+    Args:
+        moved: the subjects.
+        config: the resolved configuration.
+        listener: who hears of it.
+        painter: that paints those of further photos too; None: one for these alone.
 
     Raises:
         UnavailableError: the inpainting model cannot be had.
@@ -112,7 +124,8 @@ def fill_backgrounds(moved: Augmented, config: Config, listener: Listener) -> tu
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.inpaint import paint_backgrounds
 
-    backgrounds, origin = paint_backgrounds(moved, config, listener)
+    paint = painter.paint if painter else partial(paint_backgrounds, config=config, listener=listener)
+    backgrounds, origin = paint(moved)
     return moved.on(backgrounds), origin
 
 

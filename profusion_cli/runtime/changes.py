@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from profusion_cli.config import PromptNetSource
 from profusion_cli.errors import BundleError
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.hub import fingerprint_of
+from profusion_cli.runtime.keeping import KeptBase
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.weights import load_promptnet, shapes_of, tensors_of
 
@@ -145,10 +147,19 @@ def adapted_promptnet(bundle: Bundle, parent: PromptNetSource, base: BaseModel) 
         UnavailableError: it cannot be had.
         BundleError: it is another one, or changes do not fit it.
     """
-    promptnet = load_promptnet(parent, base, 0).promptnet
+    promptnet = _parent(parent, base)
     check_parent(bundle, promptnet, parent.weights)
     add_changes(promptnet, read_changes(bundle, "promptnet", dict(promptnet.named_parameters())))
     return promptnet
+
+
+def _parent(source: PromptNetSource, base: BaseModel) -> PromptNet:
+    """The PromptNet there, which may be changed."""
+    if not isinstance(base, KeptBase):
+        return load_promptnet(source, base, 0).promptnet
+    if source not in base.promptnets:
+        base.promptnets[source] = load_promptnet(source, base, 0).promptnet
+    return copy.deepcopy(base.promptnets[source])
 
 
 def check_parent(bundle: Bundle, promptnet: PromptNet, name: str | None) -> None:

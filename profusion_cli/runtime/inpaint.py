@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
@@ -16,7 +16,7 @@ from profusion_cli.config import BaseConfig, Config, InpaintModel
 from profusion_cli.errors import DeviceError, UnavailableError
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.backbone import quiet_libraries
-from profusion_cli.runtime.device import Placement, picture_generator, repeatable, resolve_placement
+from profusion_cli.runtime.device import Placement, free_memory, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.pipelines import PipelineModel
 
@@ -58,38 +58,63 @@ class InpaintingModel(PipelineModel):
         return super().pipeline
 
 
-def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) -> tuple[np.ndarray, dict[str, Any]]:
-    """Paint around the subjects.
+class Painter:
+    """An inpainting model, read once, that is on the device while it paints.
 
-    Every picture has a generator of its own, from its seed, so that the batch size changes nothing.
+    Use as a context manager.
 
     Args:
-        augmented: the moved subjects.
         config: the resolved configuration.
         listener: who hears of it.
 
-    Returns:
-        uint8 pictures of shape (N, S, S, 3), in which the subjects are repainted too, if only slightly; and what a
-        manifest remembers of the model.
-
     Raises:
         UnavailableError: the model cannot be had.
-        DeviceError: the precision does not suffice.
     """
-    settings, size = config.augment, len(augmented.original)
-    placement = resolve_placement(config.device, config.dtype, training=False)
-    images = augmented.images
-    holes = [Image.fromarray(255 - mask) for mask in augmented.masks]
-    texts = background_prompt(config), settings.negative_prompt
-    painted = []
-    with repeatable(config.deterministic), InpaintingModel(settings.model, placement, size, listener) as model:
-        model.latent_size(size, size)
-        pipeline = model.pipeline
-        for text in texts:
-            if len(model.tokenizer(text, verbose=False).input_ids) > model.tokenizer.model_max_length:
-                listener.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
-        starts = range(0, len(images), settings.batch_size)
-        with listener.progress("Inpainting", len(starts) * settings.steps) as step, quiet_libraries():
+
+    def __init__(self, config: Config, listener: Listener) -> None:
+        self._config, self._listener = config, listener
+        placement, side = resolve_placement(config.device, config.dtype, training=False), config.base.resolution
+        self._model = InpaintingModel(config.augment.model, placement, side, listener)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Painter:
+        config, model = self._config, self._model
+        with repeatable(config.deterministic), ExitStack() as stack:
+            stack.enter_context(model)
+            model.latent_size(config.base.resolution, config.base.resolution)
+            _ = model.pipeline  # what is wrong with it shows before any picture
+            for text in (background_prompt(config), config.augment.negative_prompt):
+                if len(model.tokenizer(text, verbose=False).input_ids) > model.tokenizer.model_max_length:
+                    self._listener.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        free_memory()
+
+    def paint(self, augmented: Augmented) -> tuple[np.ndarray, dict[str, Any]]:
+        """Paint around the subjects of one photo.
+
+        Every picture has a generator of its own, from its seed, so that the batch size changes nothing.
+
+        Returns:
+            uint8 pictures of shape (N, S, S, 3), in which the subjects are repainted too, if only slightly; and what a
+            manifest remembers of the model.
+
+        Raises:
+            DeviceError: the precision does not suffice.
+        """
+        config, settings, size = self._config, self._config.augment, len(augmented.original)
+        images = augmented.images
+        holes = [Image.fromarray(255 - mask) for mask in augmented.masks]
+        painted, starts = [], range(0, len(images), settings.batch_size)
+        with (
+            repeatable(config.deterministic),
+            self._listener.progress("Inpainting", len(starts) * settings.steps) as step,
+            quiet_libraries(),
+        ):
+            pipeline = self._model.pipeline.to(self._model.placement.device)
             for number, start in enumerate(starts):
                 part = slice(start, start + settings.batch_size)
                 count = len(images[part])
@@ -99,8 +124,8 @@ def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) 
                     return values
 
                 made = pipeline(
-                    prompt=[texts[0]] * count,
-                    negative_prompt=[texts[1]] * count,
+                    prompt=[background_prompt(config)] * count,
+                    negative_prompt=[settings.negative_prompt] * count,
                     image=images[part],
                     mask_image=holes[part],
                     height=size,
@@ -114,12 +139,15 @@ def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) 
                 ).images
                 if not np.isfinite(made).all():
                     raise DeviceError(
-                        f"Inpainting gave non-finite numbers in {placement.dtype}.", "Use --dtype float32."
+                        f"Inpainting gave non-finite numbers in {pipeline.dtype}.", "Use --dtype float32."
                     )
                 painted.append((made * 255).round().astype(np.uint8))
-        origin = model.manifest({})
-        del pipeline
-        model.release("pipeline")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return np.concatenate(painted), origin
+            pipeline.to("cpu")
+        free_memory()
+        return np.concatenate(painted), self._model.manifest({})
+
+
+def paint_backgrounds(augmented: Augmented, config: Config, listener: Listener) -> tuple[np.ndarray, dict[str, Any]]:
+    """Paint around the subjects of one photo alone; see `Painter`."""
+    with Painter(config, listener) as painter:
+        return painter.paint(augmented)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,18 +23,14 @@ from profusion_cli.runtime.baselines import LearnedWord, finetune_word
 from profusion_cli.runtime.changes import promptnet_fingerprint
 from profusion_cli.runtime.device import DTYPES, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import REPEATED
+from profusion_cli.runtime.keeping import KeptBase
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
-from profusion_cli.runtime.weights import (
-    check_fit,
-    load_promptnet,
-    pack,
-    promptnet_section,
-)
+from profusion_cli.runtime.weights import LoadedPromptNet, check_fit, load_promptnet, pack, promptnet_section
 
 PRIOR_GUIDANCE = 7.5
 """Guidance scale of DreamBooth's pictures of the class: that of diffusers' training example."""
@@ -60,33 +58,133 @@ class TunedSubject:
 
 
 def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, listener: Listener) -> TunedSubject:
-    """Encode the photos and fine-tune.
+    """Encode the photos of one subject and fine-tune; see `Tuner`."""
+    with open_tuner(config, listener, several=False) as tuner:
+        return tuner.tune(squares, augment)
+
+
+@contextmanager
+def open_tuner(config: Config, listener: Listener, several: bool) -> Iterator[Tuner]:
+    """What tunes subjects, with the models that it wants.
 
     Args:
         config: the resolved configuration.
-        squares: the photos as RGB squares of the base's resolution; they become the reference views.
-        augment: see `Augment`.
+        listener: who hears of it.
+        several: what is read for one subject is kept for the next.
+
+    Raises:
+        BundleError, UnavailableError: the base model or PromptNet cannot be had, or do not fit one another.
+    """
+    placement = resolve_placement(config.device, config.dtype, training=config.finetune.steps > 0)
+    model = KeptBase if several else BaseModel
+    with repeatable(config.deterministic), model(config.base, placement, listener) as base:
+        base.latent_size(config.base.resolution, config.base.resolution)
+        yield Tuner(base, config, listener)
+
+
+class Tuner:
+    """Tunes subjects on one base model, one after another if that is a `KeptBase`.
+
+    Args:
+        base: the entered base model.
+        config: the resolved configuration.
         listener: who hears of it.
 
     Raises:
-        BundleError, UnavailableError, DivergedError: as `profusion_cli.jobs.subject.make_subject`.
+        BundleError, UnavailableError: PromptNet cannot be had, or does not fit the base model.
     """
-    own = config.finetune
-    placement = resolve_placement(config.device, config.dtype, training=own.steps > 0)
-    with repeatable(config.deterministic), BaseModel(config.base, placement, listener) as base:
-        base.latent_size(config.base.resolution, config.base.resolution)
-        make = _make_word if is_word_method(own.method) else _make_promptnet
-        made = make(base, config, squares, listener, augment)
+
+    def __init__(self, base: BaseModel, config: Config, listener: Listener) -> None:
+        self.base, self.config, self._listener, self._placement = base, config, listener, base.placement
+        self._words = is_word_method(config.finetune.method)
+        self._loaded = None if self._words else _load_promptnet(base, config, listener)
+        self._prior: Views | None = None
+        if isinstance(base, KeptBase) and self._loaded:
+            base.promptnets[config.promptnet] = self._loaded.promptnet
+
+    def tune(self, squares: list[Image.Image], augment: Augment) -> TunedSubject:
+        """Encode the photos of a subject and fine-tune.
+
+        Args:
+            squares: the photos as RGB squares of the base's resolution; they become the reference views.
+            augment: see `Augment`.
+
+        Raises:
+            BundleError, UnavailableError, DivergedError: as `profusion_cli.jobs.subject.make_subject`.
+        """
+        if isinstance(self.base, KeptBase):
+            self.base.turn_to(self._placement)
+        own = self.config.finetune
+        made = (self._make_word if self._words else self._make_promptnet)(squares, augment)
         losses = made.tuned.losses
         if made.tuned.repeated:
-            listener.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
+            self._listener.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
         manifest = {
             **made.manifest,
             "pictures": made.pictures,
             "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
         }
         files = _files(made, DTYPES[own.save_dtype])
-        return TunedSubject(files, base.manifest(made.fingerprints), manifest, made.parents)
+        if isinstance(self.base, KeptBase):
+            self.base.release("unet")  # which is tuned now
+        return TunedSubject(files, self.base.manifest(made.fingerprints), manifest, made.parents)
+
+    def _make_promptnet(self, squares: list[Image.Image], augment: Augment) -> _Made:
+        """S* by PromptNet, which sees the photos."""
+        base, config, own = self.base, self.config, self.config.finetune
+        loaded, promptnet = self._loaded, self._loaded.promptnet
+        if isinstance(base, KeptBase):
+            promptnet = copy.deepcopy(promptnet)
+        pictures = augment()
+        with self._listener.working(_encoding([*squares, *pictures])):
+            mean, std = base.encode_moments([*squares, *pictures])
+            promptnet.tokens_for(mean.shape[-1])
+            views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
+        fingerprints, parent = base.fingerprints(*WEIGHTY), promptnet_fingerprint(promptnet)
+        base.release(*parts_for("encodes"))
+        tuned = Tuned({}, ())
+        if own.steps > 0:
+            with self._listener.progress("Fine-tuning", own.steps) as step:
+                tuned = finetune(base, promptnet, views, own, config.concept_prompt, config.seed, _loss_shown(step))
+        manifest = {
+            "promptnet": promptnet_section(promptnet),
+            "promptnet_source": loaded.source,
+            PARENT: parent,
+            "s_star": _word_section(_length_of_word(base, promptnet, views, config.seed)),
+        }
+        references = views.first(len(squares))
+        if own.train == "lora" and own.steps > 0 and not own.self_contained and config.promptnet.weights != UNTRAINED:
+            adapted = ("unet.", "promptnet.")
+            return _Made(tuned, {}, manifest, fingerprints, len(views), references, loaded.parents, adapted)
+        files = {PROMPTNET_FILE: promptnet.state_dict()}
+        return _Made(tuned, files, manifest, fingerprints, len(views), references, loaded.parents)
+
+    def _make_word(self, squares: list[Image.Image], augment: Augment) -> _Made:
+        """S* as an ordinary word."""
+        base, config, own = self.base, self.config, self.config.finetune
+        text = own.word.replace("{class}", class_noun(config.class_word))
+        word = LearnedWord.from_text(base.text, text)
+        pictures = augment()
+        with self._listener.working(_encoding([*squares, *pictures])):
+            mean, std = base.encode_moments([*squares, *pictures])
+        views = Views(mean, std, torch.zeros(len(mean), 0, 0))
+        if own.prior_pictures > 0 and own.steps > 0 and self._prior is None:
+            self._prior = _draw_class(base, config, self._listener)
+        fingerprints = base.fingerprints(*parts_for("draws"))
+        base.release(*parts_for("encodes"))
+        tuned = Tuned({}, ())
+        if own.steps > 0:
+            with self._listener.progress("Fine-tuning", own.steps) as step:
+                tuned = finetune_word(
+                    *(base, word, views, self._prior, own, config.concept_prompt, config.class_word, config.seed),
+                    _loss_shown(step),
+                )
+        manifest = {
+            "word": {"initial": text, "words": len(word.embedding)},
+            "s_star": _word_section(base.text.relative_length(word.embedding.detach())),
+        }
+        files = {WORD_FILE: {"embedding": word.embedding}}
+        return _Made(tuned, files, manifest, fingerprints, len(views))
 
 
 def _files(made: _Made, save_dtype: torch.dtype) -> dict[str, bytes]:
@@ -119,44 +217,18 @@ class _Made:
     adapted: tuple[str, ...] = ("unet.",)
 
 
-def _make_promptnet(
-    base: BaseModel, config: Config, squares: list[Image.Image], listener: Listener, augment: Augment
-) -> _Made:
-    """S* by PromptNet, which sees the photos."""
-    own = config.finetune
+def _load_promptnet(base: BaseModel, config: Config, listener: Listener) -> LoadedPromptNet:
+    """The PromptNet that subjects are tuned from, with what there is to say of it."""
     loaded = load_promptnet(config.promptnet, base, config.seed)
     if config.promptnet.note:
         listener.note(f"PromptNet: {config.promptnet.note}.")
-    if own.method == "e4t" and not loaded.embedding_l2:
+    if config.finetune.method == "e4t" and not loaded.embedding_l2:
         listener.warn(
             "This PromptNet is not known to be regularised, as E4T's encoder is: pre-train one with "
             "`profusion pretrain --embedding-l2 0.01`, and give it with --promptnet."
         )
-    promptnet = loaded.promptnet
-    check_fit(promptnet, base)
-    pictures = augment()
-    with listener.working(_encoding([*squares, *pictures])):
-        mean, std = base.encode_moments([*squares, *pictures])
-        promptnet.tokens_for(mean.shape[-1])
-        views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
-    fingerprints, parent = base.fingerprints(*WEIGHTY), promptnet_fingerprint(promptnet)
-    base.release(*parts_for("encodes"))
-    tuned = Tuned({}, ())
-    if own.steps > 0:
-        with listener.progress("Fine-tuning", own.steps) as step:
-            tuned = finetune(base, promptnet, views, own, config.concept_prompt, config.seed, _loss_shown(step))
-    manifest = {
-        "promptnet": promptnet_section(promptnet),
-        "promptnet_source": loaded.source,
-        "s_star": _word_section(_length_of_word(base, promptnet, views, config.seed)),
-    }
-    manifest[PARENT] = parent
-    references = views.first(len(squares))
-    if own.train == "lora" and own.steps > 0 and not own.self_contained and config.promptnet.weights != UNTRAINED:
-        adapted = ("unet.", "promptnet.")
-        return _Made(tuned, {}, manifest, fingerprints, len(views), references, loaded.parents, adapted)
-    files = {PROMPTNET_FILE: promptnet.state_dict()}
-    return _Made(tuned, files, manifest, fingerprints, len(views), references, loaded.parents)
+    check_fit(loaded.promptnet, base)
+    return loaded
 
 
 @torch.inference_mode()
@@ -176,37 +248,6 @@ def _length_of_word(base: BaseModel, promptnet: PromptNet, views: Views, seed: i
 def _word_section(length: float) -> dict[str, float]:
     """What a manifest says of S*, to four digits."""
     return {"length_in_ordinary_words": float(f"{length:.4g}")}
-
-
-def _make_word(
-    base: BaseModel, config: Config, squares: list[Image.Image], listener: Listener, augment: Augment
-) -> _Made:
-    """S* as an ordinary word."""
-    own = config.finetune
-    text = own.word.replace("{class}", class_noun(config.class_word))
-    word = LearnedWord.from_text(base.text, text)
-    pictures = augment()
-    with listener.working(_encoding([*squares, *pictures])):
-        mean, std = base.encode_moments([*squares, *pictures])
-    views = Views(mean, std, torch.zeros(len(mean), 0, 0))
-    prior = None
-    if own.prior_pictures > 0 and own.steps > 0:
-        prior = _draw_class(base, config, listener)
-    fingerprints = base.fingerprints(*parts_for("draws"))
-    base.release(*parts_for("encodes"))
-    tuned = Tuned({}, ())
-    if own.steps > 0:
-        with listener.progress("Fine-tuning", own.steps) as step:
-            tuned = finetune_word(
-                *(base, word, views, prior, own, config.concept_prompt, config.class_word, config.seed),
-                _loss_shown(step),
-            )
-    manifest = {
-        "word": {"initial": text, "words": len(word.embedding)},
-        "s_star": _word_section(base.text.relative_length(word.embedding.detach())),
-    }
-    files = {WORD_FILE: {"embedding": word.embedding}}
-    return _Made(tuned, files, manifest, fingerprints, len(views))
 
 
 def _draw_class(base: BaseModel, config: Config, listener: Listener) -> Views:
