@@ -19,6 +19,8 @@ from profusion_cli.jobs.remembered import add_entry, entries_of
 from profusion_cli.listener import Listener
 from profusion_cli.presets import local_path, shipped_presets
 
+PLACE = ("weights", "revision", "subfolder", "sha256")
+"""Of a `PromptNetSource`: what says where it is."""
 STORE = "promptnets"
 """The list of PromptNets that subjects were adapted from on this machine."""
 
@@ -63,8 +65,10 @@ def parent_of(bundle: Bundle, config: Config, named: bool) -> PromptNetSource:
         return config.promptnet
     digits, remembered = bundle.manifest.get(PARENT), bundle.manifest["config"]["preset"]
     for entry in reversed(entries_of(STORE)):
-        if digits and entry.get("fingerprint") == digits and os.path.exists(local_path(str(entry.get("weights")))):
-            return replace(config.promptnet, weights=str(entry["weights"]), **_place(entry))
+        place = str(entry.get("weights"))
+        if digits and entry.get("fingerprint") == digits and (os.path.exists(place) or not os.path.isabs(place)):
+            known = {key: entry[key] for key in PLACE if isinstance(entry.get(key), str)}
+            return replace(config.promptnet, **{"revision": None, "sha256": None, "note": "", **known})
     for preset in dict.fromkeys((config.preset, remembered)):
         if preset in shipped_presets():
             own = load_config(preset).promptnet
@@ -80,12 +84,6 @@ def parent_of(bundle: Bundle, config: Config, named: bool) -> PromptNetSource:
     )
 
 
-def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What beside its name says where a remembered PromptNet is."""
-    subfolder = entry.get("subfolder")
-    return {"revision": None, "sha256": None, "note": "", "subfolder": subfolder if isinstance(subfolder, str) else ""}
-
-
 def remember_parent(config: Config, fingerprint: str, listener: Listener) -> None:
     """Remember where the PromptNet is that a subject was adapted from, unless a shipped preset knows.
 
@@ -97,10 +95,11 @@ def remember_parent(config: Config, fingerprint: str, listener: Listener) -> Non
     source = config.promptnet
     if config.preset in shipped_presets() and load_config(config.preset).promptnet == source:
         return
-    place = local_path(source.weights or "")
-    if source.weights in (None, STDIO, UNTRAINED, BESIDE_BASE) or not os.path.exists(place):
+    if source.weights in (None, STDIO, UNTRAINED, BESIDE_BASE):
         return
-    entry = {"fingerprint": fingerprint, "weights": os.path.abspath(place), "subfolder": source.subfolder}
+    path = local_path(source.weights)
+    place = os.path.abspath(path) if os.path.exists(path) else source.weights
+    entry = {"fingerprint": fingerprint, **{key: getattr(source, key) for key in PLACE}, "weights": place}
     if entry in entries_of(STORE):
         return
     try:

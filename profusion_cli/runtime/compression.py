@@ -56,9 +56,9 @@ def cut(change: Change, rank: int) -> Change:
     """A change by so many of its singular values; as it is, where that is not smaller."""
     if not isinstance(change, LowRank):
         return change
-    cut = LowRank(change.down[:rank], change.up[:, :rank])
-    numbers = cut.down.numel() + cut.up.numel()
-    return cut if numbers < change.shape.numel() else change.whole()
+    smaller = LowRank(change.down[:rank], change.up[:, :rank])
+    numbers = smaller.down.numel() + smaller.up.numel()
+    return smaller if numbers < change.shape.numel() else change.whole()
 
 
 def relative_error(eps: torch.Tensor, exact: torch.Tensor) -> float:
@@ -125,9 +125,8 @@ class Compression:
         }
         self._before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         if "promptnet" in self._networks:
-            for name in self._before:
-                if name.startswith("promptnet."):
-                    self._before[name] -= changes[name].to(self._before[name])
+            own_names = [name for name in self._before if name.startswith("promptnet.")]
+            self._before |= {n: before[n.removeprefix("promptnet.")].detach().to(self._before[n]) for n in own_names}
         self._changes = {n: nearest(change, rank) if change.ndim > 1 else change for n, change in changes.items()}
         self._denoiser = PromptDenoiser(
             sampler.unet,

@@ -143,8 +143,9 @@ class Bundles:
         drawing, training = (_in_precision(config, training) for training in (False, trained))
         switches = [] if augmented else ["--no-augment"]
         bundle = name("finetune", [*known, *([own.stem] if own else [])], subject_settings(training), switches)
-        if own:
-            config = replace(config, promptnet=replace(config.promptnet, weights=str(own), sha256=None, note=""))
+        if own:  # which cells do not name
+            promptnet = replace(config.promptnet, weights=str(own), sha256=None, note="")
+            config = replace(config, promptnet=promptnet, finetune=replace(config.finetune, self_contained=True))
         return [name("augment", known, views_settings(drawing), [])] if augmented else [], bundle, config
 
     def _made(self, kind: str, name: str, make: Callable[[Path], None], shared: Path | None) -> Path:

@@ -56,6 +56,8 @@ class Marks:
             kept += () if method.kind in (BASE, DESCRIBED) else ("promptnet", "augment", "finetune")
             kept += ("pretrain",) if method.pretrain else ()
             settings = {key: value for key, value in changed(config).items() if key in kept}
+            tuning = {key: value for key, value in settings.pop("finetune", {}).items() if key != "self_contained"}
+            settings |= {"finetune": tuning} if tuning else {}  # where PromptNet is kept changes no picture
             if method.kind in (BASE, DESCRIBED):
                 sample = {key: value for key, value in settings.pop("sample", {}).items() if key != "speed"}
                 settings |= {"sample": sample} if sample else {}
