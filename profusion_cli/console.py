@@ -183,10 +183,10 @@ class Output(Listener):
         if self.as_json:
             print_result(json.dumps(record, ensure_ascii=not _writes_unicode()))
 
-    def finished(self, seconds: float, then: str = "") -> None:
+    def finished(self, seconds: float, then: str = "", memory: str = "") -> None:
         """On a terminal: what it took, and a command that may come next."""
         if self.watched:
-            self.note(f"Time taken: {clock(seconds)}.")
+            self.note(f"Time taken: {clock(seconds)}{f'; most memory at once: {memory}' if memory else ''}.")
             if then:
                 self.note(f"Next: {then}")
 

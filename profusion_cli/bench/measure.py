@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from profusion_cli.runtime.memory import forget_peak, peak
 
 CPU_SIDE, GPU_SIDE = 2048, 8192
 """Rows of the matrices that are multiplied."""
@@ -43,30 +42,11 @@ def wait_for(device: torch.device) -> None:
 def measured(run: Callable[[], object], device: torch.device) -> Measured:
     """Run something once."""
     wait_for(device)
-    _forget_peak(device)
+    forget_peak(device)
     started = time.perf_counter()
     run()
     wait_for(device)
-    return Measured(time.perf_counter() - started, _peak(device))
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif device.type == "cpu":
-        with suppress(OSError):  # only Linux has it, and `_peak` asks again
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: torch.device) -> int | None:
-    """Since `_forget_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) * 1024 if found and device.type == "cpu" else None
+    return Measured(time.perf_counter() - started, peak(device))
 
 
 def operations(run: Callable[[], object]) -> int:

@@ -27,6 +27,7 @@ from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.console import Output
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import STDIO, read_source
+from profusion_cli.jobs.summaries import size_words
 from profusion_cli.methods import PROFUSION, is_word_method
 from profusion_cli.prompts import parse_prompt
 
@@ -246,9 +247,9 @@ def finetune(
         drawn = draw_subject(made, target, prompts, targets, config, force, workshop, output) if workshop else []
     seconds = time.perf_counter() - started
     record = {"path": target, **summary(made, config), **({"pictures": drawn} if prompts else {})}
-    output.record({**record, "seconds": round(seconds, 2)})
+    output.record({**record, **usage(config, seconds)})
     example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
-    output.finished(seconds, "" if target == STDIO else example)
+    output.finished(seconds, "" if target == STDIO else example, memory_words(config))
 
 
 def check_draw(prompts: list[str], pictures: str | None, config: Config) -> tuple[list[str], str]:
@@ -339,9 +340,23 @@ def tune_each(
     if processes is not None and not processes.is_main:
         return
     seconds = time.perf_counter() - started
-    output.record({"path": folder, **outcome.as_dict(), "seconds": round(seconds, 2)})
-    output.finished(seconds)
+    output.record({"path": folder, **outcome.as_dict(), **usage(config, seconds)})
+    output.finished(seconds, memory=memory_words(config))
     outcome.check()
+
+
+def usage(config: Config, seconds: float) -> dict[str, Any]:
+    """What `--json` says of time and memory."""
+    from profusion_cli.runtime.device import resolve_device
+    from profusion_cli.runtime.memory import peak
+
+    return {"peak_bytes": peak(resolve_device(config.device)), "seconds": round(seconds, 2)}
+
+
+def memory_words(config: Config) -> str:
+    """The most memory that was held at once, for people; empty where it is not known."""
+    most = usage(config, 0.0)["peak_bytes"]
+    return "" if most is None else size_words(most)
 
 
 def summary(made: Bundle, config: Config) -> dict[str, Any]:

@@ -8,5 +8,6 @@
 - training: `fitting` (any loop), `training` (one subject), `adapters`, `baselines`, `subjects`, and the folder
   `pretraining`
 - between disk and memory: `weights`, `changes` and their `compression`, `views`, `official`
-- the machine: `device`, and the `processes` that work on one command
+- the machine: `device`, its `memory`, and the `processes` that work on one command; a base model that is kept for
+  several pieces of work: `keeping`
 """
