@@ -107,9 +107,15 @@ def test_a_subject_is_drawn_right_after_tuning(photos, loads, tmp_path):
         assert read_record(path.read_bytes(), path.name)[1]["subjects"][0]["name"] == target.name
 
 
-def test_each_is_drawn_right_after_tuning(photos, tmp_path):
+@pytest.mark.parametrize("train", ["attention", "lora"])
+def test_each_is_drawn_right_after_tuning(photos, work, tmp_path, train):
+    """Of adapters for a PromptNet that is in no preset, too."""
+    parent = work / "drawn-parent.pfz"
+    if not parent.exists():
+        ok("pretrain", photos[0], "--preset", "tiny-random", "--steps", 1, "-o", parent)
+    tuned = ("--no-augment", "--train", train, "--promptnet", parent)
     places = ("-o", tmp_path / "s", "--pictures", tmp_path / "p")
-    ok("finetune", *photos, *QUICK, "--no-augment", "--each", "--draw", DRAWN[0], *places)
+    ok("finetune", *photos, *QUICK, *tuned, "--each", "--draw", DRAWN[0], *places)
     for photo in photos:
         ok("sample", tmp_path / "s" / f"{photo.stem}.pfz", DRAWN[0], "-o", tmp_path / "later" / photo.stem)
         (now,), (later,) = ((tmp_path / kind / photo.stem).iterdir() for kind in ("p", "later"))
@@ -138,6 +144,7 @@ def test_two_processes_share_the_photos(photos, tmp_path):
         (("finetune", "a.png", "--each", "-o", "s.pfz"), "name of a file"),
         (("finetune", "a.png", "--each", "--box", "0,0,9,9", "-o", "s"), "--box"),
         (("finetune", "a.png", "--pictures", "p", "-o", "s.pfz"), "--draw"),
+        (("finetune", "a.png", "--draw", "S*", "-o", "-"), "--draw tells"),
         (("sample", "a.pfz", "S*", "--each", "--sheet", "x.png"), "--sheet"),
         (("sample", "a.pfz", "b/a.pfz", "S*", "--each"), "both become"),
     ],

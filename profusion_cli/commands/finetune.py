@@ -215,7 +215,7 @@ def finetune(
         "--no-inpaint": "augment.inpaint" in flags,
     }
     check_given(config, flags, 1 if each else len(photos) - len(bundles), len(bundles), given)
-    prompts, where = check_draw(draw or [], pictures, config)
+    prompts, where = check_draw(draw or [], pictures, config, target)
     if each:
         refuse_with_each(given)
         tune_each(photos, target, config, prompts, where, not no_augment, force, dry_run, output, started)
@@ -231,7 +231,7 @@ def finetune(
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
     ]
-    targets = plan_targets(where, prompts, config, force, as_json)
+    targets = plan_targets(where, prompts, config, force, as_json) if prompts else {}
     if dry_run:
         check_inputs(decoded, config, not no_augment, dropped)
         print_config(config)
@@ -252,13 +252,17 @@ def finetune(
     output.finished(seconds, "" if target == STDIO else example, memory_words(config))
 
 
-def check_draw(prompts: list[str], pictures: str | None, config: Config) -> tuple[list[str], str]:
+def check_draw(prompts: list[str], pictures: str | None, config: Config, target: str) -> tuple[list[str], str]:
     """What is drawn after tuning, and into which folder.
 
     Raises:
-        UsageError: a folder without prompts.
+        UsageError: a folder without prompts; or standard output for the bundle and the names of pictures.
         InputError: a prompt that cannot be used.
     """
+    if prompts and target == STDIO:
+        raise UsageError(
+            "--draw tells the names of its pictures where '-o -' writes the bundle.", "Name a file with -o."
+        )
     if pictures is not None and not prompts:
         raise UsageError("--pictures has no effect without --draw.", "Leave it out, or add --draw PROMPT.")
     for text in prompts:
@@ -290,10 +294,12 @@ def draw_subject(
     output: Output,
 ) -> list[str]:
     """Pictures of a subject, with the models that it was tuned with; their paths."""
+    from profusion_cli.jobs.parents import needs_parent
     from profusion_cli.jobs.pictures import draw
 
     subject, paths = replace(made, name=display_name(target)), []
-    for picture in draw([subject], prompts, config, base=workshop.tuner.base, listener=output):
+    models = {"base": workshop.tuner.base, "promptnet": needs_parent(made)}
+    for picture in draw([subject], prompts, config, **models, listener=output):
         paths.append(targets[picture.prompt, picture.index])
         picture.save(paths[-1], force)
         output.line(paths[-1])

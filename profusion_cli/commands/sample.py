@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -167,6 +168,7 @@ def draw_each(
 
     folders, word = names_of(sources, DEFAULT_FOLDER if target is None else target), flags.get("class_word")
 
+    @lru_cache(maxsize=1)
     def config_of(source: str) -> tuple[Bundle, Config]:
         bundle = open_bundle(source, "subject")
         config = configure(preset, remembered_config(bundle), flags, settings, output)
