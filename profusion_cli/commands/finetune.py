@@ -34,7 +34,7 @@ from profusion_cli.prompts import parse_prompt
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
-    from profusion_cli.jobs.workshop import Workshop
+    from profusion_cli.jobs.models import SubjectModels
 
 FROM_BUNDLE = ("augment", "class_word")
 """What an images bundle still decides when another preset is asked for."""
@@ -224,8 +224,8 @@ def finetune(
     check_apart([*photos, mask or "", promptnet or ""], [target])
     check_bundle_target(target, force, as_json)
 
+    from profusion_cli.jobs.models import SubjectModels
     from profusion_cli.jobs.subject import check_inputs, make_subject
-    from profusion_cli.jobs.workshop import Workshop
 
     decoded = [
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
@@ -239,12 +239,12 @@ def finetune(
     if bundles:
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
     options_of = {"augment": not no_augment, "region": region, "drop": dropped, "listener": output}
-    with Workshop(config, output) if prompts else nullcontext() as workshop:
-        made = make_subject(decoded, config, workshop=workshop, **options_of)
+    with SubjectModels(config, output) if prompts else nullcontext() as models:
+        made = make_subject(decoded, config, models=models, **options_of)
         made.save(target, force)
         if target != STDIO:
             output.line(target)
-        drawn = draw_subject(made, target, prompts, targets, config, force, workshop, output) if workshop else []
+        drawn = draw_subject(made, target, prompts, targets, config, force, models, output) if models else []
     seconds = time.perf_counter() - started
     record = {"path": target, **summary(made, config), **({"pictures": drawn} if prompts else {})}
     output.record({**record, **usage(config, seconds)})
@@ -290,7 +290,7 @@ def draw_subject(
     targets: Mapping[tuple[int, int], str],
     config: Config,
     force: bool,
-    workshop: Workshop,
+    models: SubjectModels,
     output: Output,
 ) -> list[str]:
     """Pictures of a subject, with the models that it was tuned with; their paths."""
@@ -298,8 +298,8 @@ def draw_subject(
     from profusion_cli.jobs.pictures import draw
 
     subject, paths = replace(made, name=display_name(target)), []
-    models = {"base": workshop.tuner.base, "promptnet": needs_parent(made)}
-    for picture in draw([subject], prompts, config, **models, listener=output):
+    given = {"base": models.tuner.base, "promptnet": needs_parent(made)}
+    for picture in draw([subject], prompts, config, **given, listener=output):
         paths.append(targets[picture.prompt, picture.index])
         picture.save(paths[-1], force)
         output.line(paths[-1])
@@ -320,8 +320,8 @@ def tune_each(
 ) -> None:
     """One bundle of each photo, and pictures of each where there are prompts."""
     from profusion_cli.commands.picture_targets import plan_targets
+    from profusion_cli.jobs.models import SubjectModels
     from profusion_cli.jobs.subject import make_subject
-    from profusion_cli.jobs.workshop import Workshop
 
     targets = {photo: f"{name}{BUNDLE_SUFFIX}" for photo, name in names_of(photos, folder).items()}
     pictures = names_of(photos, where)
@@ -334,14 +334,14 @@ def tune_each(
         target = targets[photo]
         drawn = plan_targets(pictures[photo], prompts, config, force, False)
         made = make_subject(
-            [decode(read_source(photo), photo, output)], config, augment=augment, workshop=workshop, listener=output
+            [decode(read_source(photo), photo, output)], config, augment=augment, models=models, listener=output
         )
         made.save(target, force)
         output.line(target)
-        paths = draw_subject(made, target, prompts, drawn, config, force, workshop, output) if prompts else []
+        paths = draw_subject(made, target, prompts, drawn, config, force, models, output) if prompts else []
         return {"path": target, **summary(made, config), **({"pictures": paths} if prompts else {})}
 
-    with sharing(config.device) as processes, Workshop(config, output) as workshop:
+    with sharing(config.device) as processes, SubjectModels(config, output) as models:
         outcome = do_each(photos, lambda photo: not force and os.path.exists(targets[photo]), do, output, processes)
     if processes is not None and not processes.is_main:
         return

@@ -10,7 +10,7 @@ options nor writes its results.
 - `photos`: photos as they come
 - `views`: a photo -> pictures of its subject elsewhere
 - `subject`: photos and views -> a subject
-- `workshop`: what is loaded for one subject and kept for the next
+- `models`: what is loaded for one subject and kept for the next
 - `compression`: a subject of whole weights -> the same of adapters
 - `pictures`: subjects and prompts -> pictures
 - `lineage`: what a picture remembers of its making

@@ -16,11 +16,11 @@ from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.images import Photo, crop_square, strip
 from profusion_cli.jobs.configuration import remember, warn_if_random
+from profusion_cli.jobs.models import SubjectModels
 from profusion_cli.jobs.parents import needs_parent, remember_parent
 from profusion_cli.jobs.photos import as_photo, photo_input
 from profusion_cli.jobs.trust import remember_own
 from profusion_cli.jobs.views import Region, fill_backgrounds, move, warn_if_random_inpainting
-from profusion_cli.jobs.workshop import Workshop
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.methods import PROFUSION
 
@@ -103,7 +103,7 @@ def make_subject(
     augment: bool = True,
     region: Region | None = None,
     drop: Sequence[int] = (),
-    workshop: Workshop | None = None,
+    models: SubjectModels | None = None,
     listener: Listener = LOGGED,
 ) -> Bundle:
     """Photos of one subject -> the subject, as a bundle that `draw` draws from.
@@ -114,7 +114,7 @@ def make_subject(
         augment: where there is one photo, and ProFusion tunes, train on views made from it too.
         region: where the subject is, if views are made.
         drop: numbers of views that are left out, as on the sheet of the bundle, which counts from 1.
-        workshop: of further subjects by the same configuration; None: there are none.
+        models: of further subjects by the same configuration; None: there are none.
         listener: who hears of it.
 
     Raises:
@@ -145,7 +145,7 @@ def make_subject(
     def further() -> list[Image.Image]:
         if moved is None:
             return read.further
-        painter = workshop.painter if workshop else None
+        painter = models.painter if models else None
         augmented, _ = fill_backgrounds(moved.augmented, config, listener, painter)
         return kept(augmented.images, drop)
 
@@ -154,10 +154,10 @@ def make_subject(
         from profusion_cli.runtime.subjects import tune_subject
 
     provide(finetuning_needs(config, augments=moved is not None))
-    if workshop is None:
+    if models is None:
         tuned = tune_subject(config, read.squares, further, listener)
     else:
-        tuned = workshop.tuner.tune(read.squares, further)
+        tuned = models.tuner.tune(read.squares, further)
     manifest = {
         "kind": "subject",
         "base": tuned.base,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from profusion_cli.runtime.subjects import Tuner
 
 
-class Workshop:
+class SubjectModels:
     """Models that several subjects are made with, and drawn with, each loaded when it is first wanted.
 
     Use as a context manager.
@@ -27,7 +27,7 @@ class Workshop:
     def __init__(self, config: Config, listener: Listener) -> None:
         self._config, self._listener, self._stack = config, listener, ExitStack()
 
-    def __enter__(self) -> Workshop:
+    def __enter__(self) -> SubjectModels:
         return self
 
     def __exit__(self, *_: object) -> None:
