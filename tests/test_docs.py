@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROFUSION_PRESET", "faceworld.yaml")
     assert CliRunner().invoke(faceworld, ["draw", "3", "-o", "face.png"]).exit_code == 0
+    (tmp_path / "photos").mkdir()
+    for name in ("ann", "bob"):
+        draw_photo(tmp_path / "photos" / f"{name}.jpg")
     return tmp_path
 
 
@@ -78,7 +82,8 @@ def play(command: str) -> None:
     """Run a command as a shell would, in this process; what an earlier one left in its output's place goes first."""
     data = b""
     for part in command.split(" | "):
-        words = ["faceworld.yaml" if word == "faceworld" else word for word in shlex.split(part)]
+        words = ["faceworld.yaml" if word == "faceworld" else word for word in shlex.split(part, comments=True)]
+        words = [path for word in words for path in (sorted(glob(word)) or [word])]
         *words, target = (*words[:-2], words[-1]) if ">" in words else (*words, None)
         output = Path(words[words.index("-o") + 1] if "-o" in words else "pictures")
         if output.is_file():
@@ -108,8 +113,18 @@ def test_the_readmes_commands_run(desk: Path) -> None:
             run.append(command.split()[1])
     assert left_out == set(LEFT_OUT), "nothing is left out that is not there"
     assert set(run) >= {"finetune", "sample", "interpolate", "augment", "pretrain", "face.png"}
-    for name in ("me.pfz", "friend.pfz", "sheet.png", "way.png", "out.png", "promptnet.pfz", "look/01.png"):
+    for name in (
+        "me.pfz",
+        "friend.pfz",
+        "sheet.png",
+        "way.png",
+        "out.png",
+        "promptnet.pfz",
+        "look/01.png",
+        "small.pfz",
+    ):
         assert (desk / name).stat().st_size > 0, name
+    assert {path.name for path in (desk / "subjects").iterdir()} == {"ann.pfz", "bob.pfz"}
     assert list((desk / "pictures").glob("*.png"))
 
 
