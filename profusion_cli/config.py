@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from profusion_cli.errors import ConfigError
+from profusion_cli.lora import AdapterConfig
 from profusion_cli.mappings import build, plain
 from profusion_cli.plans import EXACT, PlansConfig, SpeedName
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
@@ -102,23 +103,6 @@ class PromptNetSource:
     note: str = setting("What is told of these weights when they are used.", "")
     region_kernel_size: int = setting("Side of one word's region on the smallest feature map.", 8, 1, 512)
     region_proj_channels: int = setting("Channels that the feature maps are projected to.", 128, 1, 4096)
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Low-rank adapters, which `finetune.train=lora` trains in place of whole weights (LoRA, arXiv 2106.09685)."""
-
-    rank: int = setting("Rank of every adapter of --train lora.", 16, 1, 256, flag="--rank")
-    alpha: float | None = setting(
-        "What an adapter does is multiplied by alpha / rank; null: alpha is the rank.", None, 0
-    )
-    targets: tuple[str, ...] = setting(
-        "What layers of the UNet and of PromptNet have one: those whose name, or that of what holds them, ends so.",
-        (
-            *("to_q", "to_k", "to_v", "to_out", "vision_embedding", "first_prompt_projection"),
-            *("down_prompt_projections", "mid_prompt_projection", "region_prompt_output"),
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from PIL import Image
 from profusion_cli.bundle import Bundle, make_bundle, read_bundle
 from profusion_cli.bundle.kinds import ADAPTERS_FILE, PROMPTNET_FILE, UNET_FILE, VIEWS_FILE
 from profusion_cli.bundle.manifest import PARENT
-from profusion_cli.config import AdapterConfig, BaseConfig, FinetuneConfig, RandomConfig
+from profusion_cli.config import BaseConfig, FinetuneConfig, RandomConfig
 from profusion_cli.errors import BundleError, ConfigError
 from profusion_cli.jobs.parents import STORE
 from profusion_cli.jobs.remembered import entries_of, path_of
+from profusion_cli.lora import AdapterConfig
 from profusion_cli.runtime.adapters import Adapters, targets
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.changes import LowRank, add_changes, changes_of, read_changes

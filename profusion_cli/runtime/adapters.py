@@ -9,8 +9,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import nn
 
-from profusion_cli.config import AdapterConfig
 from profusion_cli.errors import ConfigError
+from profusion_cli.lora import AdapterConfig
 from profusion_cli.runtime.changes import DOWN, UP
 
 _NAME = "default"
