@@ -409,11 +409,15 @@ def test_the_model_is_asked_to_paint_around_each_subject(monkeypatch):
 
     asked = []
 
-    def paint(**given):
-        asked.append(given | {"noise": [torch.randn(4, generator=one).tolist() for one in given["generator"]]})
-        return SimpleNamespace(images=np.full((len(given["prompt"]), 128, 128, 3), 0.5))
+    class Paint:
+        def to(self, device):
+            return self
 
-    monkeypatch.setattr(InpaintingModel, "pipeline", staticmethod(paint))
+        def __call__(self, **given):
+            asked.append(given | {"noise": [torch.randn(4, generator=one).tolist() for one in given["generator"]]})
+            return SimpleNamespace(images=np.full((len(given["prompt"]), 128, 128, 3), 0.5))
+
+    monkeypatch.setattr(InpaintingModel, "pipeline", Paint())
     settings = {"augment.batch_size": 2, "augment.views": 3, "augment.steps": 7, "augment.guidance_scale": 4.5}
     config = resolve_config("tiny-random", None, {**settings, "class_word": "a toy", "augment.negative_prompt": "blur"})
     picture, mask = noise_picture(128)

@@ -528,7 +528,7 @@ def test_preview_must_be_a_picture(tmp_path, written):
 
 
 def test_newer_schema(written):
-    error = refused(with_manifest(written, lambda m: m.update(schema_version=2, new="key")), "newer version")
+    error = refused(with_manifest(written, lambda m: m.update(schema_version=3, new="key")), "newer version")
     assert error.hint == "Upgrade profusion."
 
 

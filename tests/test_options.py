@@ -127,7 +127,7 @@ def test_help_tells_defaults_and_where_they_come_from(monkeypatch, tmp_path):
     assert "Default: sd2." in told("finetune") and "Default: auto." in told("finetune")
     assert told("finetune") == told("finetune")
     monkeypatch.setenv("PROFUSION_PRESET", "faceworld")
-    assert "Default from the preset faceworld: 25." in told("sample")
+    assert "Default from the preset faceworld: 4.0." in told("sample")
     monkeypatch.setenv("PROFUSION_PRESET", str(tmp_path / "nowhere.yaml"))
     assert "Default from the preset." in told("sample")
 

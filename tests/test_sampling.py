@@ -278,7 +278,7 @@ def test_guidance_and_weights():
 
 def test_tuned_weights_are_the_base_plus_the_weighted_mean_of_the_changes(base_folder):
     from profusion_cli.config import BaseConfig
-    from profusion_cli.runtime.weights import tuned_weights
+    from profusion_cli.runtime.changes import tuned_weights
 
     unet = BaseModel(BaseConfig(str(base_folder)), resolve_placement("cpu", "auto", False)).unet
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"

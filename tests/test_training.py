@@ -464,6 +464,6 @@ def test_other_unets_of_the_family():
 def test_select_trainable_restores_what_an_earlier_choice_marked(base_folder):
     base = make_base(base_folder)
     promptnet = make_promptnet(base)
-    select_trainable(promptnet, base.unet, "attention")
-    select_trainable(promptnet, base.unet, "promptnet")
+    for train in ("attention", "promptnet"):
+        select_trainable(promptnet, base.unet, FinetuneConfig(train=train), 0)
     assert not any(parameter.requires_grad for parameter in base.unet.parameters())

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from profusion_cli.errors import OutputError, ProfusionError, UnavailableError
 
 REQUIRED = (
-    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors"),
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "huggingface_hub", "peft", "safetensors"),
     *("open_clip_torch", "opencv-contrib-python-headless", "numpy", "pillow", "pyyaml", "jinja2", "filelock"),
     *("psutil", "rich", "typer"),
 )

@@ -113,13 +113,14 @@ class Step:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], placement: Placement, learning_rate: float, weight_decay: float
+    parameters: Iterable[nn.Parameter], accelerator: Accelerator, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW in one kernel, which needs no memory beside its state.
 
-    Not in float16: accelerate does not learn of the steps that a fused optimiser leaves out where gradients overflow.
+    Not where gradients are scaled, in float16: accelerate does not learn of the steps that a fused optimiser leaves out
+    because they overflow.
     """
-    fused = placement.autocast != "fp16"
+    fused = accelerator.scaler is None
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 

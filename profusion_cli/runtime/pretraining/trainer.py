@@ -114,8 +114,8 @@ class Trainer:
             base.prediction_type,
             own.embedding_l2,
         ).to(base.placement.device)
-        learned, placement = self.promptnet.parameters(), base.placement
-        optimizer = make_optimizer(learned, placement, own.learning_rate, own.weight_decay)
+        learned = self.promptnet.parameters()
+        optimizer = make_optimizer(learned, self.accelerator, own.learning_rate, own.weight_decay)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         if own.ema_decay and self.accelerator.is_main_process:
             self.average = Average(self.promptnet, own.ema_decay)
