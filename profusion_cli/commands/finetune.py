@@ -247,9 +247,10 @@ def finetune(
         drawn = draw_subject(made, target, prompts, targets, config, force, models, output) if models else []
     seconds = time.perf_counter() - started
     record = {"path": target, **summary(made, config), **({"pictures": drawn} if prompts else {})}
-    output.record({**record, **usage(config, seconds)})
+    used = usage(config, seconds)
+    output.record({**record, **used})
     example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
-    output.finished(seconds, "" if target == STDIO else example, memory_words(config))
+    output.finished(seconds, "" if target == STDIO else example, memory_words(used))
 
 
 def check_draw(prompts: list[str], pictures: str | None, config: Config, target: str) -> tuple[list[str], str]:
@@ -346,8 +347,9 @@ def tune_each(
     if processes is not None and not processes.is_main:
         return
     seconds = time.perf_counter() - started
-    output.record({"path": folder, **outcome.as_dict(), **usage(config, seconds)})
-    output.finished(seconds, memory=memory_words(config))
+    used = usage(config, seconds)
+    output.record({"path": folder, **outcome.as_dict(), **used})
+    output.finished(seconds, memory=memory_words(used))
     outcome.check()
 
 
@@ -359,9 +361,9 @@ def usage(config: Config, seconds: float) -> dict[str, Any]:
     return {"peak_bytes": peak(resolve_device(config.device)), "seconds": round(seconds, 2)}
 
 
-def memory_words(config: Config) -> str:
-    """The most memory that was held at once, for people; empty where it is not known."""
-    most = usage(config, 0.0)["peak_bytes"]
+def memory_words(used: Mapping[str, Any]) -> str:
+    """The most memory that was held at once, of `usage`, for people; empty where it is not known."""
+    most = used["peak_bytes"]
     return "" if most is None else size_words(most)
 
 

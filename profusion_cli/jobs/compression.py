@@ -45,7 +45,7 @@ def compress(
     source = parent_of(bundle, config, named) if from_parent else None
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
-        from profusion_cli.runtime.changes import check_parent, promptnet_fingerprint
+        from profusion_cli.runtime.changes import check_parent
         from profusion_cli.runtime.compression import HIGHEST, Compression
         from profusion_cli.runtime.device import DTYPES, resolve_placement
         from profusion_cli.runtime.needs import DRAWS, base_needs, promptnet_needs, provide
@@ -57,12 +57,10 @@ def compress(
     highest = HIGHEST if rank is None else rank
     with BaseModel(config.base, placement, listener) as base, listener.working("Compressing"):
         parent = None if source is None else load_promptnet(source, base, 0).promptnet
-        if parent is not None:
-            check_parent(bundle, parent, source.weights)
+        digits = {} if parent is None else {PARENT: check_parent(bundle, parent, source.weights)}
         compression = Compression(base, bundle, parent, config, save_dtype, highest)
         made = compression.cut(rank) if rank is not None else compression.within(error, highest)
     told = {key: value for key, value in bundle.manifest.items() if key not in ("schema_version", "tool", "preview")}
-    digits = {} if parent is None else {PARENT: promptnet_fingerprint(parent)}
     gone = {UNET_FILE, *([PROMPTNET_FILE] if parent is not None else [])}
     files = {name: bundle.read(name) for name in bundle.files if name not in gone}
     manifest = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +166,8 @@ def draw(
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
     parents = parents_of(subjects, config, promptnet)
-    return _draw(subjects, parents, parsed, class_words, config, base, listener)
+    opened = _opened(subjects, parents, parsed, class_words, config, base, listener)
+    return _draw(opened, subjects, parsed, config, listener)
 
 
 @contextmanager
@@ -202,15 +203,13 @@ def _opened(
 
 
 def _draw(
+    opened: AbstractContextManager[Sampler],
     subjects: Sequence[Bundle],
-    parents: Sequence[PromptNetSource],
     prompts: list[Prompt],
-    class_words: list[str],
     config: Config,
-    base: KeptBase | None,
     listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, parents, prompts, class_words, config, base, listener) as sampler:
+    with opened as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
@@ -298,19 +297,19 @@ def draw_way(
             f"Use the plain placeholder '{config.placeholder}'.",
         )
     parents = parents_of(subjects, config, promptnet)
-    return _draw_way(subjects, parents, parsed, frames, class_words, config, listener)
+    opened = _opened(subjects, parents, [parsed], class_words, config, None, listener)
+    return _draw_way(opened, subjects, parsed, frames, config, listener)
 
 
 def _draw_way(
+    opened: AbstractContextManager[Sampler],
     subjects: Sequence[Bundle],
-    parents: Sequence[PromptNetSource],
     prompt: Prompt,
     frames: int,
-    class_words: list[str],
     config: Config,
     listener: Listener,
 ) -> Generator[Picture, None, None]:
-    with _opened(subjects, parents, [prompt], class_words, config, None, listener) as sampler:
+    with opened as sampler:
         from profusion_cli.runtime.sampling import draw_frames, frame_weights
 
         shares = frame_weights(frames, len(subjects))

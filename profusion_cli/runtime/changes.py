@@ -162,8 +162,11 @@ def _parent(source: PromptNetSource, base: BaseModel) -> PromptNet:
     return copy.deepcopy(base.promptnets[source])
 
 
-def check_parent(bundle: Bundle, promptnet: PromptNet, name: str | None) -> None:
+def check_parent(bundle: Bundle, promptnet: PromptNet, name: str | None) -> str:
     """It is the PromptNet that a subject was tuned from, as far as its bundle says which.
+
+    Returns:
+        Its fingerprint.
 
     Raises:
         BundleError: it is another one.
@@ -174,6 +177,7 @@ def check_parent(bundle: Bundle, promptnet: PromptNet, name: str | None) -> None
             f"'{bundle.name}' was tuned from the PromptNet of fingerprint {wanted}, and that of '{name}' is {present}.",
             "Give the PromptNet that it was made with, by --promptnet.",
         )
+    return present
 
 
 def promptnet_fingerprint(promptnet: PromptNet) -> str:

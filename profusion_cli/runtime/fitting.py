@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -171,25 +172,29 @@ def _take_step(optimizer: AcceleratedOptimizer) -> None:
         raise out_of_memory(error, SMALLER) from error
 
 
-def _step(
+def _in_memory(
+    try_step: Callable[[], tuple[float, float]],
     accelerator: Accelerator,
-    objective: nn.Module,
     optimizer: AcceleratedOptimizer,
-    batch: Tensors,
-    batch_size: int,
-    max_grad_norm: float,
+    pictures: int,
     number: int,
 ) -> tuple[float, float]:
-    """As `_try_step`, in twice as many parts each time that memory runs out: the same step in less of it.
+    """A step, in twice as many parts each time that memory runs out: the same step in less of it.
+
+    Args:
+        try_step: `_try_step`, which looks into the accelerator for the number of parts.
+        accelerator, optimizer: its.
+        pictures: of this process.
+        number: of the step, from 1.
 
     Raises:
         DeviceError: it runs out for a single picture; with several processes, whose parts must agree, at once.
     """
     while True:
         before = accelerator.gradient_accumulation_steps
-        parts = min(2 * before, len(batch))
+        parts = min(2 * before, pictures)
         try:
-            return _try_step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
+            return try_step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -255,9 +260,10 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
         batch = batches(step)
+        try_step = partial(_try_step, accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
         repeated = 0
         while True:
-            loss, grad_norm = _step(accelerator, objective, optimizer, batch, batch_size, max_grad_norm, step + 1)
+            loss, grad_norm = _in_memory(try_step, accelerator, optimizer, len(batch), step + 1)
             if not math.isfinite(loss):
                 raise diverged(f"loss at step {step + 1} is {loss}")
             if not optimizer.step_was_skipped:
