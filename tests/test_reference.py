@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from profusion_cli.config import BaseConfig, ComponentConfig
+from profusion_cli.config import BaseConfig, ComponentConfig, FinetuneConfig
 from profusion_cli.images import crop_square, decode_photo
 from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import parse_prompt
@@ -21,7 +21,7 @@ from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
-from profusion_cli.runtime.training import Batch, TrainingObjective, concept_tokens, select_trainable
+from profusion_cli.runtime.training import Batch, Trained, TrainingObjective, concept_tokens, select_trainable
 from profusion_cli.runtime.weights import RESIDUAL_HEADS, read_official
 from tests.conftest import REFERENCE, needs_reference
 
@@ -291,7 +291,7 @@ def test_one_training_step(base, inputs):
         close(prediction, data["model_pred"], 2e-4)
         assert diffusion_loss(prediction, batch.noise).item() == pytest.approx(about["loss"], rel=1e-5)
 
-    assert select_trainable(promptnet, base.unet, "promptnet") == {}
+    assert select_trainable(promptnet, base.unet, FinetuneConfig(train="promptnet"), 0) == Trained({})
     objective = TrainingObjective(promptnet, base.unet, base.text, tokens, alphas_cumprod, "epsilon")
     loss = objective(batch)
     loss.backward()
@@ -323,7 +323,7 @@ def test_loss_and_gradient_norms_of_other_steps(inputs, case, words, train, perm
     folder = CHECKPOINT if words == 1 else REFERENCE
     promptnet, _, _ = read_official(Source(str(folder), None, "promptnet" if words == 1 else "promptnet_k4", ""))
     about = settings("training/summary.json")[case]
-    trained = select_trainable(promptnet, base.unet, train)
+    trained = select_trainable(promptnet, base.unet, FinetuneConfig(train=train), 0).unet
     tokens = concept_tokens(base.text, "A photo of S*", words)
     objective = TrainingObjective(promptnet, base.unet, base.text, tokens, base.scheduler.alphas_cumprod, "epsilon")
     loss = objective(recorded_batch(inputs, permutation))
@@ -345,7 +345,7 @@ def test_a_step_with_the_regulariser(base, inputs):
     words = recorded("training/train_noreg.safetensors")["pseudo_tokens"]
     assert 0.01 * embedding_l2(words).item() == pytest.approx(about["reg"], rel=1e-5)
     tokens, alphas_cumprod = concept_tokens(base.text, "A photo of S*", 1), base.scheduler.alphas_cumprod
-    select_trainable(promptnet, base.unet, "promptnet")
+    select_trainable(promptnet, base.unet, FinetuneConfig(train="promptnet"), 0)
     objective = TrainingObjective(promptnet, base.unet, base.text, tokens, alphas_cumprod, "epsilon", 0.01)
     loss = objective(recorded_batch(inputs))
     loss.backward()
