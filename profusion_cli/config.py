@@ -13,7 +13,7 @@ from typing import Any, Literal
 from profusion_cli.errors import ConfigError
 from profusion_cli.lora import AdapterConfig
 from profusion_cli.mappings import build, plain
-from profusion_cli.plans import EXACT, PlansConfig, SpeedName
+from profusion_cli.plans import EXACT, PlansConfig, SolverName, SpeedName
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
 from profusion_cli.settings import AUGMENTATION, CONFIGURATION, FUSION, setting
 
@@ -184,6 +184,7 @@ class AugmentConfig:
     )
     model: InpaintModel = setting("The inpainting model.", InpaintModel())
     steps: int = setting("Sampler steps of the inpainting.", 50, 1, 999)
+    solver: SolverName = setting("What takes them: ddim, or dpm-solver++ of the second order, for fewer.", "ddim")
     guidance_scale: float = setting("Guidance scale of the inpainting.", 7.5, 0, 100)
     batch_size: int = setting("Pictures inpainted at once; changes speed and memory only.", 4, 1, 4096)
     prompt: str = setting(

@@ -444,6 +444,28 @@ def test_the_model_is_asked_to_paint_around_each_subject(monkeypatch):
     assert len({tuple(one) for one in noise}) == 3
 
 
+def test_solvers_take_the_steps_that_are_asked_for(photo, tmp_path, monkeypatch):
+    """With both solvers the UNet is asked once a step, and they paint different backgrounds."""
+    from diffusers import UNet2DConditionModel
+
+    asked, forward = [], UNet2DConditionModel.forward
+    monkeypatch.setattr(UNet2DConditionModel, "forward", lambda *a, **k: asked.append(1) or forward(*a, **k))
+    pictures = []
+    for solver in ("ddim", "dpm-solver++"):
+        asked.clear()
+        target = tmp_path / f"{solver}.pfz"
+        settings = ("--set", f"augment.solver={solver}", "--set", "augment.steps=6", "--views", 2)
+        ok("augment", photo, *TINY, *settings, "-o", target)
+        assert len(asked) == 6
+        pictures.append(read_images(bundle_at(target)))
+    ddim, multistep = pictures
+    assert (ddim.masks == multistep.masks).all()
+    inside = ddim.masks > 0
+    assert (ddim.pictures[inside] == multistep.pictures[inside]).all()
+    assert (ddim.pictures[~inside] != multistep.pictures[~inside]).mean() > 0.1
+    assert bundle_at(tmp_path / "dpm-solver++.pfz").manifest["config"]["augment"]["solver"] == "dpm-solver++"
+
+
 def test_no_inpaint_says_so(photo, tmp_path):
     result = ok("augment", photo, *TINY, "--no-inpaint", "-o", tmp_path / "a.pfz")
     assert "plain colours" in result.stderr

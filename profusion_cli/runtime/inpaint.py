@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionInpaintPipeline
 from PIL import Image
 
 from profusion_cli.augmentation import Augmented, background_prompt
@@ -82,7 +82,10 @@ class Painter:
         with repeatable(config.deterministic), ExitStack() as stack:
             stack.enter_context(model)
             model.latent_size(config.base.resolution, config.base.resolution)
-            _ = model.pipeline  # what is wrong with it shows before any picture
+            pipeline = model.pipeline  # what is wrong with it shows before any picture
+            if config.augment.solver == "dpm-solver++":
+                with quiet_libraries():
+                    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(model.scheduler.config)
             for text in (background_prompt(config), config.augment.negative_prompt):
                 if len(model.tokenizer(text, verbose=False).input_ids) > model.tokenizer.model_max_length:
                     self._listener.warn(f"The inpainting prompt '{text[:60]}...' is too long; its end is cut off.")
