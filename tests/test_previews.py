@@ -19,6 +19,7 @@ from profusion_cli.previews import Previews
 from profusion_cli.runtime.fitting import Tensors
 from profusion_cli.runtime.previewing import evaluating
 from tests.conftest import draw_photo, ok, run
+from tests.test_training import make_base
 
 PROMPTS = ("S* in style", "S* at sea")
 QUICK = ("--preset", "tiny-random", "--no-augment", "--steps", 3, "--lr", "1e-3", "--batch-size", 2)
@@ -55,6 +56,15 @@ def test_previews_change_nothing(photo, tmp_path, options):
     _, record = read_record(made.pop(sheet.name), sheet.name)
     assert record["previews"] == [0, 2, 3]
     assert made == written(tmp_path / "without") and len(made) == 3
+
+
+def test_texts_of_previews_are_not_those_of_pictures(base_folder):
+    """Whose precision torch does not choose."""
+    text, fresh = make_base(base_folder).text, make_base(base_folder).text
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        preview = text.encode("a person at sea")
+    assert text.encode("a person at sea").equal(fresh.encode("a person at sea"))
+    assert not preview.float().equal(fresh.encode("a person at sea"))
 
 
 def test_networks_train_on_as_they_did():
