@@ -167,6 +167,7 @@ def test_an_interrupted_tuning_leaves_a_whole_sheet(photo, tmp_path, monkeypatch
         (("--preview-every", 5), 2, "--draw"),
         (("--preview-every", 5, "--draw", "S*", "--steps", 0), 2, "--steps 0"),
         (("--preview-every", 0, "--draw", "S*"), 2, "--preview-every"),
+        (("--compile", "--steps", 0), 2, "--compile has no effect"),
         (("--preview-every", 5, "--draw", "no placeholder"), 5, "placeholder"),
         (("--preview-every", 5, "--draw", "S*", "--set", "sample.reference=2"), 3, "sample.reference"),
     ],

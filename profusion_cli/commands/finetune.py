@@ -224,6 +224,8 @@ def finetune(
     }
     check_given(config, flags, 1 if each else len(photos) - len(bundles), len(bundles), given)
     drawing = check_draw(draw or [], pictures, preview_every, config, target, 1 if each else len(photos))
+    if "compile" in flags and config.finetune.steps == 0 and not draw:
+        raise UsageError("--compile has no effect with --steps 0, which trains on nothing.", "Leave it out.")
     if each:
         refuse_with_each(given)
         tune_each(photos, target, config, drawing, not no_augment, force, dry_run, output, started)
