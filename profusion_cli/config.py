@@ -360,7 +360,7 @@ class Config:
         panel=CONFIGURATION,
     )
     compile: bool = setting(
-        "Draw with UNet and PromptNet compiled by torch.compile: the first takes minutes, each step is quicker.",
+        "Draw, and tune, with networks compiled by torch.compile: the first step takes minutes, all others less.",
         False,
         flag="--compile",
         panel=CONFIGURATION,

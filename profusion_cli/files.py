@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from profusion_cli.errors import InputError, OutputError, UsageError
@@ -34,6 +35,8 @@ MAX_BUNDLE = 8 << 30
 MAX_OTHER = 1 << 30
 """Bytes of any other input; a picture of 100 megapixels, not compressed, takes less."""
 CHUNK = 1 << 20
+_UMASK = Lock()
+"""Held while the process's mask is read, which has to be set for that."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system says that knows no locks."""
 
@@ -303,8 +306,9 @@ def atomic_output(target: str | Path, force: bool = False) -> Iterator[BinaryIO]
             yield file
             file.flush()
             os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
+            with _UMASK:
+                umask = os.umask(0)
+                os.umask(umask)
             os.chmod(temporary, 0o666 & ~umask)
             if fcntl is None:
                 file.close()

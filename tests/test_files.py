@@ -504,3 +504,12 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path, monkeyp
         with locked(tmp_path, "mine", ""):
             (tmp_path / "work").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+def test_one_thread_at_a_time_reads_the_mask_of_new_files(tmp_path, monkeypatch):
+    """It must be set for that, and another thread would take it for what it is."""
+    held, umask = [], os.umask
+    monkeypatch.setattr(os, "umask", lambda mask: held.append(module._UMASK.locked()) or umask(mask))
+    with atomic_output(tmp_path / "x") as file:
+        file.write(b"x")
+    assert held == [True, True] and not module._UMASK.locked()

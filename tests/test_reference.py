@@ -21,7 +21,7 @@ from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
-from profusion_cli.runtime.training import Batch, Trained, TrainingObjective, concept_tokens, select_trainable
+from profusion_cli.runtime.training import Batch, Trained, TrainingObjective, concept_layout, select_trainable
 from profusion_cli.runtime.weights import RESIDUAL_HEADS, read_official
 from tests.conftest import REFERENCE, needs_reference
 
@@ -278,21 +278,21 @@ def recorded_batch(inputs, permutation=(0, 1)) -> Batch:
 def test_one_training_step(base, inputs):
     promptnet, _, _ = read_official(Source(str(CHECKPOINT), None, "promptnet", ""))
     data, about = recorded("training/train_noreg.safetensors"), settings("training/summary.json")["train_noreg"]
-    tokens = concept_tokens(base.text, "A photo of S*", promptnet.tokens_for(64))
+    layout = concept_layout(base.text, "A photo of S*", promptnet.tokens_for(64))
     batch, alphas_cumprod = recorded_batch(inputs), base.scheduler.alphas_cumprod
     noisy = add_noise(batch.target_latents, batch.noise, batch.timesteps, alphas_cumprod)
     close(noisy, data["noisy_latents"], 1e-6)
     with torch.no_grad():
         words = promptnet(batch.ref_latents, noisy, batch.timesteps, batch.image_tokens)
         close(words, data["pseudo_tokens"], 5e-5)
-        states = base.text.hidden_states(base.text.splice(tokens, {0: words}, shift_positions=True)[0])
+        states = base.text.hidden_states(layout.filled({0: words}))
         close(states, data["encoder_hidden_states"], 5e-5)
         prediction = predict(base.unet, noisy, batch.timesteps, Conditioning(states))
         close(prediction, data["model_pred"], 2e-4)
         assert diffusion_loss(prediction, batch.noise).item() == pytest.approx(about["loss"], rel=1e-5)
 
     assert select_trainable(promptnet, base.unet, FinetuneConfig(train="promptnet"), 0) == Trained({})
-    objective = TrainingObjective(promptnet, base.unet, base.text, tokens, alphas_cumprod, "epsilon")
+    objective = TrainingObjective(promptnet, base.unet, base.text, layout, alphas_cumprod, "epsilon")
     loss = objective(batch)
     loss.backward()
     assert loss.item() == pytest.approx(about["loss"], rel=1e-5)
@@ -324,8 +324,8 @@ def test_loss_and_gradient_norms_of_other_steps(inputs, case, words, train, perm
     promptnet, _, _ = read_official(Source(str(folder), None, "promptnet" if words == 1 else "promptnet_k4", ""))
     about = settings("training/summary.json")[case]
     trained = select_trainable(promptnet, base.unet, FinetuneConfig(train=train), 0).unet
-    tokens = concept_tokens(base.text, "A photo of S*", words)
-    objective = TrainingObjective(promptnet, base.unet, base.text, tokens, base.scheduler.alphas_cumprod, "epsilon")
+    layout = concept_layout(base.text, "A photo of S*", words)
+    objective = TrainingObjective(promptnet, base.unet, base.text, layout, base.scheduler.alphas_cumprod, "epsilon")
     loss = objective(recorded_batch(inputs, permutation))
     loss.backward()
     assert loss.item() == pytest.approx(about["loss"], rel=1e-5)
@@ -344,9 +344,9 @@ def test_a_step_with_the_regulariser(base, inputs):
     about = settings("training/summary.json")["train_l2reg0.01"]
     words = recorded("training/train_noreg.safetensors")["pseudo_tokens"]
     assert 0.01 * embedding_l2(words).item() == pytest.approx(about["reg"], rel=1e-5)
-    tokens, alphas_cumprod = concept_tokens(base.text, "A photo of S*", 1), base.scheduler.alphas_cumprod
+    layout, alphas_cumprod = concept_layout(base.text, "A photo of S*", 1), base.scheduler.alphas_cumprod
     select_trainable(promptnet, base.unet, FinetuneConfig(train="promptnet"), 0)
-    objective = TrainingObjective(promptnet, base.unet, base.text, tokens, alphas_cumprod, "epsilon", 0.01)
+    objective = TrainingObjective(promptnet, base.unet, base.text, layout, alphas_cumprod, "epsilon", 0.01)
     loss = objective(recorded_batch(inputs))
     loss.backward()
     assert loss.item() == pytest.approx(about["loss"], rel=1e-5)

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,18 +22,17 @@ from profusion_cli.commands.common import (
     quoted,
     read_region,
 )
+from profusion_cli.commands.drawing import Drawing, check_draw, draw_subject, drawn_record, previews_of
 from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.console import Output
 from profusion_cli.errors import InputError, UsageError
-from profusion_cli.files import STDIO, read_source
+from profusion_cli.files import STDIO, check_target, read_source
 from profusion_cli.jobs.summaries import size_words
 from profusion_cli.methods import PROFUSION, is_word_method
-from profusion_cli.prompts import parse_prompt
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
-    from profusion_cli.jobs.models import SubjectModels
 
 FROM_BUNDLE = ("augment", "class_word")
 """What an images bundle still decides when another preset is asked for."""
@@ -128,7 +126,7 @@ def parse_drop(text: str | None) -> list[int]:
         ) from None
 
 
-@options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE)
+@options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE, "compile")
 def finetune(
     photos: Annotated[
         list[str],
@@ -161,6 +159,16 @@ def finetune(
     pictures: Annotated[
         str | None,
         typer.Option("--pictures", metavar="FOLDER", help="Where --draw puts its pictures ('pictures' by default)."),
+    ] = None,
+    preview_every: Annotated[
+        int | None,
+        typer.Option(
+            "--preview-every",
+            min=1,
+            metavar="N",
+            help="While tuning, draw the prompts of --draw every N steps, from the same noise, into a growing sheet "
+            "beside the bundle (me.preview.png).",
+        ),
     ] = None,
     no_augment: Annotated[
         bool,
@@ -215,14 +223,18 @@ def finetune(
         "--no-inpaint": "augment.inpaint" in flags,
     }
     check_given(config, flags, 1 if each else len(photos) - len(bundles), len(bundles), given)
-    prompts, where = check_draw(draw or [], pictures, config, target)
+    drawing = check_draw(draw or [], pictures, preview_every, config, target, 1 if each else len(photos))
+    if "compile" in flags and config.finetune.steps == 0 and not draw:
+        raise UsageError("--compile has no effect with --steps 0, which trains on nothing.", "Leave it out.")
     if each:
         refuse_with_each(given)
-        tune_each(photos, target, config, prompts, where, not no_augment, force, dry_run, output, started)
+        tune_each(photos, target, config, drawing, not no_augment, force, dry_run, output, started)
         return
-    dropped, region = parse_drop(drop), read_region(mask, box, output)
-    check_apart([*photos, mask or "", promptnet or ""], [target])
+    dropped, region, preview = parse_drop(drop), read_region(mask, box, output), drawing.preview(target)
+    check_apart([*photos, mask or "", promptnet or ""], [target] if preview is None else [target, preview])
     check_bundle_target(target, force, as_json)
+    if preview is not None:
+        check_target(preview, force)
 
     from profusion_cli.jobs.models import SubjectModels
     from profusion_cli.jobs.subject import check_inputs, make_subject
@@ -231,7 +243,8 @@ def finetune(
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
     ]
-    targets = plan_targets(where, prompts, config, force, as_json) if prompts else {}
+    prompts = drawing.prompts
+    targets = plan_targets(drawing.folder, prompts, config, force, as_json) if prompts else {}
     if dry_run:
         check_inputs(decoded, config, not no_augment, dropped)
         print_config(config)
@@ -240,37 +253,20 @@ def finetune(
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
     options_of = {"augment": not no_augment, "region": region, "drop": dropped, "listener": output}
     with SubjectModels(config, output) if prompts else nullcontext() as models:
-        made = make_subject(decoded, config, models=models, **options_of)
+        previews = previews_of(drawing, decoded, preview, config, force, output)
+        made = make_subject(decoded, config, models=models, previews=previews, **options_of)
         made.save(target, force)
         if target != STDIO:
             output.line(target)
+        if preview is not None:
+            output.line(preview)
         drawn = draw_subject(made, target, prompts, targets, config, force, models, output) if models else []
     seconds = time.perf_counter() - started
-    record = {"path": target, **summary(made, config), **({"pictures": drawn} if prompts else {})}
+    record = {"path": target, **summary(made, config), **drawn_record(drawn, preview)}
     used = usage(config, seconds)
     output.record({**record, **used})
     example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
     output.finished(seconds, "" if target == STDIO else example, memory_words(used))
-
-
-def check_draw(prompts: list[str], pictures: str | None, config: Config, target: str) -> tuple[list[str], str]:
-    """What is drawn after tuning, and into which folder.
-
-    Raises:
-        UsageError: a folder without prompts; or standard output for the bundle and the names of pictures.
-        InputError: a prompt that cannot be used.
-    """
-    if prompts and target == STDIO:
-        raise UsageError(
-            "--draw tells the names of its pictures where '-o -' writes the bundle.", "Name a file with -o."
-        )
-    if pictures is not None and not prompts:
-        raise UsageError("--pictures has no effect without --draw.", "Leave it out, or add --draw PROMPT.")
-    for text in prompts:
-        parse_prompt(text, config.placeholder)
-    from profusion_cli.commands.picture_targets import DEFAULT_FOLDER
-
-    return prompts, DEFAULT_FOLDER if pictures is None else pictures
 
 
 def refuse_with_each(given: Mapping[str, bool]) -> None:
@@ -284,35 +280,11 @@ def refuse_with_each(given: Mapping[str, bool]) -> None:
             raise UsageError(f"{name} is of one photo, and --each takes several.", "Leave it out.")
 
 
-def draw_subject(
-    made: Bundle,
-    target: str,
-    prompts: Sequence[str],
-    targets: Mapping[tuple[int, int], str],
-    config: Config,
-    force: bool,
-    models: SubjectModels,
-    output: Output,
-) -> list[str]:
-    """Pictures of a subject, with the models that it was tuned with; their paths."""
-    from profusion_cli.jobs.parents import needs_parent
-    from profusion_cli.jobs.pictures import draw
-
-    subject, paths = replace(made, name=display_name(target)), []
-    given = {"base": models.tuner.base, "promptnet": needs_parent(made)}
-    for picture in draw([subject], prompts, config, **given, listener=output):
-        paths.append(targets[picture.prompt, picture.index])
-        picture.save(paths[-1], force)
-        output.line(paths[-1])
-    return paths
-
-
 def tune_each(
     photos: Sequence[str],
     folder: str,
     config: Config,
-    prompts: Sequence[str],
-    where: str,
+    drawing: Drawing,
     augment: bool,
     force: bool,
     dry_run: bool,
@@ -325,22 +297,26 @@ def tune_each(
     from profusion_cli.jobs.subject import make_subject
 
     targets = {photo: f"{name}{BUNDLE_SUFFIX}" for photo, name in names_of(photos, folder).items()}
-    pictures = names_of(photos, where)
-    check_apart(photos, list(targets.values()))
+    pictures = names_of(photos, drawing.folder)
+    sheets = {photo: drawing.preview(target) for photo, target in targets.items()}
+    check_apart(photos, [*targets.values(), *filter(None, sheets.values())])
     if dry_run:
         print_config(config)
         return
 
     def do(photo: str) -> dict[str, Any]:
-        target = targets[photo]
+        target, sheet, prompts = targets[photo], sheets[photo], drawing.prompts
         drawn = plan_targets(pictures[photo], prompts, config, force, False)
-        made = make_subject(
-            [decode(read_source(photo), photo, output)], config, augment=augment, models=models, listener=output
-        )
+        inputs = [decode(read_source(photo), photo, output)]
+        # of a photo whose bundle is not there, a sheet is left over from a run that was broken off
+        previews = previews_of(drawing, inputs, sheet, config, True, output)
+        made = make_subject(inputs, config, augment=augment, models=models, previews=previews, listener=output)
         made.save(target, force)
         output.line(target)
+        if sheet is not None:
+            output.line(sheet)
         paths = draw_subject(made, target, prompts, drawn, config, force, models, output) if prompts else []
-        return {"path": target, **summary(made, config), **({"pictures": paths} if prompts else {})}
+        return {"path": target, **summary(made, config), **drawn_record(paths, sheet)}
 
     with sharing(config.device) as processes, SubjectModels(config, output) as models:
         outcome = do_each(photos, lambda photo: not force and os.path.exists(targets[photo]), do, output, processes)

@@ -14,7 +14,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.images import parameters_text, public_id
 from profusion_cli.plans import EXACT, plan_of, shape_of
-from profusion_cli.prompts import Prompt
+from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import SAMPLERS
 
 
@@ -38,7 +38,6 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         bundles: of its subjects.
         config: the resolved configuration.
     """
-    shape = shape_of(config)
     return {
         "tool": {"name": "profusion", "version": __version__},
         "prompt": prompt.text,
@@ -46,9 +45,41 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         "seed": config.seed + index,
         "base": {**bundles[0].manifest["base"], "id": public_id(config.base.id)},
         "subjects": [lineage(bundle) for bundle in bundles],
-        "sample": config.as_dict()["sample"],
-        **({} if shape is None else {"plan": asdict(shape) | {"steps": len(plan_of(config).steps)}}),
+        **_drawn_by(config),
     }
+
+
+def preview_record(
+    prompts: Sequence[str], inputs: Sequence[dict[str, Any]], times: Sequence[int], config: Config
+) -> dict[str, Any]:
+    """What a sheet of previews remembers of its making, like a picture; the subject, in training, is no bundle yet.
+
+    Args:
+        prompts: texts with S*.
+        inputs: kind, name and SHA-256 of the photos that it is tuned on.
+        times: how many steps were done each time that previews were drawn.
+        config: the resolved configuration.
+    """
+    parsed = [parse_prompt(text, config.placeholder) for text in prompts]
+    each = [{"prompt": prompt.text, "text": prompt.twin([config.class_word])} for prompt in parsed]
+    return {
+        "tool": {"name": "profusion", "version": __version__},
+        **each[0],
+        "seed": config.seed,
+        "base": {"id": public_id(config.base.id)},
+        "inputs": list(inputs),
+        "finetune": config.as_dict()["finetune"],
+        "previews": list(times),
+        **_drawn_by(config),
+        "pictures": [{**one, "seed": config.seed} for one in each],
+    }
+
+
+def _drawn_by(config: Config) -> dict[str, Any]:
+    """What the sampler of a picture was told."""
+    shape = shape_of(config)
+    plan = {} if shape is None else {"plan": asdict(shape) | {"steps": len(plan_of(config).steps)}}
+    return {"sample": config.as_dict()["sample"], **plan}
 
 
 def picture_parameters(record: dict[str, Any], config: Config, image: Image.Image) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +24,7 @@ from profusion_cli.jobs.trust import remember_own
 from profusion_cli.jobs.views import Region, fill_backgrounds, move, warn_if_random_inpainting
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.methods import PROFUSION
+from profusion_cli.previews import Previews
 
 PREVIEW_SIZE = 256
 
@@ -83,6 +85,22 @@ def _read(inputs: Sequence[Photo | Bundle], config: Config, drop: Sequence[int])
     return replace(read, record={"dropped": list(drop)} if read.parents else None)
 
 
+def references_of(
+    inputs: Sequence[Photo | Bundle], config: Config
+) -> tuple[list[tuple[str, Image.Image]], list[dict[str, Any]]]:
+    """The photos of a subject.
+
+    Returns:
+        Name and reference view of each; and kind, name and SHA-256, for records.
+
+    Raises:
+        BundleError: pictures of another size than the base model's.
+    """
+    read = _read(inputs, config, ())
+    names = [Path(item.name).stem for item in inputs]
+    return list(zip(names, read.squares, strict=True)), read.origins
+
+
 def is_augmented(inputs: Sequence[Photo | Bundle], config: Config) -> bool:
     """Whether a subject's one photo is augmented first: several, and pictures from a bundle, are views already."""
     own = config.finetune
@@ -104,6 +122,7 @@ def make_subject(
     region: Region | None = None,
     drop: Sequence[int] = (),
     models: SubjectModels | None = None,
+    previews: Previews | None = None,
     listener: Listener = LOGGED,
 ) -> Bundle:
     """Photos of one subject -> the subject, as a bundle that `draw` draws from.
@@ -115,10 +134,11 @@ def make_subject(
         region: where the subject is, if views are made.
         drop: numbers of views that are left out, as on the sheet of the bundle, which counts from 1.
         models: of further subjects by the same configuration; None: there are none.
+        previews: what is drawn while it is tuned; None: nothing.
         listener: who hears of it.
 
     Raises:
-        UsageError: no photo; or `region` or `drop` where they have no effect.
+        UsageError: no photo; or `region`, `drop` or `previews` where they have no effect.
         InputError: a photo that cannot be used, or no subject found in it.
         BundleError: pictures of another size than the base model's, or a PromptNet that does not fit it.
         UnavailableError: weights that cannot be had.
@@ -132,6 +152,8 @@ def make_subject(
         raise UsageError("A region has no effect where no views are made.", "Leave it out.")
     if drop and not augment and not any(isinstance(item, Bundle) for item in inputs):
         raise UsageError("There are no views to drop.", "Leave `drop` out.")
+    if previews is not None and config.finetune.steps == 0:
+        raise UsageError("There are no steps to draw previews of.", "Leave `previews` out.")
     read, moved = _read(inputs, config, drop), None
     if augment:
         check_drop(drop, config.augment.views)
@@ -155,9 +177,9 @@ def make_subject(
 
     provide(finetuning_needs(config, augments=moved is not None))
     if models is None:
-        tuned = tune_subject(config, read.squares, further, listener)
+        tuned = tune_subject(config, read.squares, further, listener, previews)
     else:
-        tuned = models.tuner.tune(read.squares, further)
+        tuned = models.tuner.tune(read.squares, further, previews)
     manifest = {
         "kind": "subject",
         "base": tuned.base,

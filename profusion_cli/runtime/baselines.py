@@ -74,6 +74,8 @@ class WordBatch(Tensors):
     prompts: torch.Tensor
     is_prior: torch.Tensor
 
+    on_cpu = ("prompts",)
+
 
 class WordObjective(nn.Module):
     """Eq. (1) with an ordinary word for S*; with the pull of textual inversion, and the prior of DreamBooth.
@@ -81,7 +83,7 @@ class WordObjective(nn.Module):
     Args:
         word, unet: the networks, either of which may be trained.
         text: the frozen text conditioner.
-        tokens: of each training prompt, from `concept_tokens`.
+        tokens: of each training prompt.
         class_states: text conditioning of the class alone, shape (1, length, width).
         alphas_cumprod: shape (train timesteps,).
         prediction_type: `epsilon` or `v_prediction`.
@@ -105,7 +107,7 @@ class WordObjective(nn.Module):
         self.word = word
         self.unet = unet
         self._text = text
-        self.tokens = tokens
+        self._layouts = [text.layout(one, {0: len(word.embedding)}, shift_positions=True) for one in tokens]
         self.class_states = class_states
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
@@ -116,10 +118,7 @@ class WordObjective(nn.Module):
         """The loss, a float32 scalar."""
         noisy_latents = add_noise(batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod)
         word = self.word()
-        tokens = self.tokens[int(batch.prompts[0])]
-        embeds, _ = self._text.splice(tokens, {0: word}, shift_positions=True, ordinary=(0,))
-        states = self._text.hidden_states(embeds).expand(len(batch), -1, -1)
-        states = torch.where(batch.is_prior[:, None, None], self.class_states.to(states), states)
+        states = self._states(word, batch)
         prediction = predict(self.unet, noisy_latents, batch.timesteps, Conditioning(states))
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
@@ -129,6 +128,13 @@ class WordObjective(nn.Module):
         else:
             loss = diffusion_loss(prediction, target)
         return loss + self.coarse_l2 * embedding_l2(word - self.word.initial) if self.coarse_l2 else loss
+
+    @torch.compiler.disable
+    def _states(self, word: torch.Tensor, batch: WordBatch) -> torch.Tensor:
+        """Text conditioning of the batch's prompt, each of which would be compiled for anew."""
+        embeds = self._layouts[int(batch.prompts[0])].filled({0: word}, ordinary=(0,))
+        states = self._text.hidden_states(embeds).expand(len(batch), -1, -1)
+        return torch.where(batch.is_prior[:, None, None], self.class_states.to(states), states)
 
 
 def draw_word_batch(
@@ -169,6 +175,8 @@ def finetune_word(
     class_word: str,
     seed: int,
     progress: Callable[[int, float], None],
+    watch: Callable[[int], None] | None = None,
+    compiled: bool = False,
 ) -> Tuned:
     """Fine-tune a word (in place) and what of the UNet the configuration says.
 
@@ -184,6 +192,7 @@ def finetune_word(
         class_word: what stands for S* in the prompt of the class.
         seed: every random number of step n comes from (seed, n).
         progress: called with the number of steps done and the loss.
+        watch, compiled: as of `profusion_cli.runtime.training.tune`.
 
     Raises:
         DivergedError: a loss that is not finite.
@@ -221,4 +230,4 @@ def finetune_word(
         )
 
     size = config.batch_size * (1 if prior is None else 2)
-    return tune(base, objective, trained, config, batches, size, progress)
+    return tune(base, objective, trained, config, batches, size, progress, watch, compiled)

@@ -158,6 +158,12 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+def arranged(network: Network, device: torch.device) -> Network:
+    """A network on the device, on a GPU in the order of memory that its convolutions want; changed in place."""
+    network = network.to(device)
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+
+
 def ready(network: Network, placement: Placement, compiled: bool) -> Network:
     """A network on the device, in the precision and the order of memory that suit it.
 
@@ -167,12 +173,9 @@ def ready(network: Network, placement: Placement, compiled: bool) -> Network:
         compiled: by torch.compile, at its first use with each size of its inputs; on a GPU its kernels are replayed
             as CUDA graphs. See `compiling`.
     """
-    on_gpu = placement.device.type == "cuda"
-    network = network.to(placement.device, placement.dtype)
-    if on_gpu:
-        network = network.to(memory_format=torch.channels_last)
+    network = arranged(network.to(placement.device, placement.dtype), placement.device)
     if compiled:
-        network.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)
+        network.compile(dynamic=False, mode="reduce-overhead" if placement.device.type == "cuda" else None)
     return network
 
 
@@ -199,6 +202,11 @@ def compiling(wanted: bool) -> Iterator[None]:
             f"--compile was asked for, and torch.compile does not work here ({type(error).__name__}).",
             "It wants a C++ compiler, and on a GPU Triton: install them, or leave --compile out.",
         ) from error
+
+
+def autocasting(placement: Placement) -> torch.autocast:
+    """What of a network is in float32, while it is trained, computes in the precision of the placement."""
+    return torch.autocast(placement.device.type, placement.dtype, enabled=placement.autocast != "no")
 
 
 def picture_generator(seed: int, index: int) -> torch.Generator:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -20,7 +23,7 @@ from torch import nn
 
 from profusion_cli.errors import DivergedError, out_of_memory
 from profusion_cli.listener import who_hears
-from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
+from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory, to_device
 
 REPEATED = "gradients overflowed in float16, and the step was done again with a smaller scale."
 SMALLER = (
@@ -31,9 +34,14 @@ SMALLEST_SCALE = 1.0
 
 
 class Tensors:
-    """A dataclass of tensors that share their first dimension."""
+    """A dataclass of tensors that share their first dimension.
+
+    Attributes:
+        on_cpu: names of those that stay on the CPU, where they are read.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    on_cpu: ClassVar[tuple[str, ...]] = ()
 
     def _each(self) -> list[torch.Tensor]:
         return [getattr(self, name) for name in self.__dataclass_fields__]
@@ -46,8 +54,41 @@ class Tensors:
         split = [tensor.tensor_split(parts) for tensor in self._each()]
         return [type(self)(*tensors) for tensors in zip(*split, strict=True)]
 
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        changed = [name for name in self.__dataclass_fields__ if name not in self.on_cpu]
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in changed})
+
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(tensor.to(device) for tensor in self._each()))
+        """On a device; nobody waits for their arrival there."""
+        return self._with(lambda tensor: to_device(tensor, device))
+
+    def pinned(self) -> Self:
+        """In memory that a GPU copies from by itself."""
+        return self._with(torch.Tensor.pin_memory)
+
+
+def ahead(
+    batches: Callable[[int], Tensors], steps: range, device: torch.device
+) -> Generator[tuple[int, Tensors], None, None]:
+    """Steps and their batches, ready to go to the device; a thread prepares each while the step before it is taken.
+
+    What goes wrong there is raised where the batch is asked for.
+    """
+
+    def prepare(step: int) -> Tensors:
+        batch = batches(step)
+        return batch.pinned() if device.type == "cuda" else batch
+
+    def begin(step: int) -> Future[Tensors]:
+        # in a context as here, which knows who hears of it
+        return pool.submit(copy_context().run, prepare, step)
+
+    with ThreadPoolExecutor(1, "batches") as pool:
+        coming = begin(steps.start) if steps else None
+        for step in steps:
+            batch = coming.result()
+            coming = begin(step + 1) if step + 1 in steps else None
+            yield step, batch
 
 
 def choose_attention(placement: Placement, *models: nn.Module) -> None:
@@ -88,9 +129,10 @@ def make_accelerator(placement: Placement, gradient_accumulation: int) -> Accele
 
 
 def unprepare(accelerator: Accelerator, prepared: nn.Module) -> None:
-    """Take off what accelerate wraps `forward` in: by it a module holds itself, and all its networks, in memory."""
+    """Take off what accelerate and torch.compile wrap a module in: by that it holds itself, and all its networks, in
+    memory."""
     module = accelerator.unwrap_model(prepared)
-    for name in ("forward", "_original_forward"):
+    for name in ("forward", "_original_forward", "_compiled_call_impl"):
         vars(module).pop(name, None)
 
 
@@ -154,10 +196,11 @@ def _try_step(
             total += loss.detach() / parts
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                value = accelerator.reduce(total, "mean").item()
+                norm = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+                # the one time that anybody waits for the device
+                value, grad_norm = torch.stack([accelerator.reduce(total, "mean"), norm.to(total)]).tolist()
                 if not math.isfinite(value):
                     break
-                grad_norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
             _take_step(optimizer)
             optimizer.zero_grad()
     return value, grad_norm
@@ -235,7 +278,7 @@ def fit(
     Args:
         accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
         objective, optimizer: the loss and the optimiser of the trained parameters, both prepared by it.
-        batches: this process's share of the batch of a step (from 0), on the CPU.
+        batches: this process's share of the batch of a step (from 0), on the CPU; called by a thread, a step ahead.
         batch_size: of the shares of all processes together.
         steps: the step to stop at.
         max_grad_norm: clips the gradients of all trained parameters together; 0 does not clip.
@@ -255,20 +298,20 @@ def fit(
             "Start anew with a lower --lr, or with --dtype float32.",
         )
 
-    for step in range(start, steps):
-        if learning_rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
-        batch = batches(step)
-        try_step = partial(_try_step, accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
-        repeated = 0
-        while True:
-            loss, grad_norm = _in_memory(try_step, accelerator, optimizer, len(batch), step + 1)
-            if not math.isfinite(loss):
-                raise diverged(f"loss at step {step + 1} is {loss}")
-            if not optimizer.step_was_skipped:
-                break
-            repeated += 1
-            if accelerator.scaler.get_scale() < SMALLEST_SCALE:
-                raise diverged(f"gradients at step {step + 1} overflow at every scale")
-        yield Step(step + 1, loss, optimizer.param_groups[0]["lr"], grad_norm, repeated)
+    with contextlib.closing(ahead(batches, range(start, steps), accelerator.device)) as prepared:
+        for step, batch in prepared:
+            if learning_rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step)
+            try_step = partial(_try_step, accelerator, objective, optimizer, batch, batch_size, max_grad_norm)
+            repeated = 0
+            while True:
+                loss, grad_norm = _in_memory(try_step, accelerator, optimizer, len(batch), step + 1)
+                if not math.isfinite(loss):
+                    raise diverged(f"loss at step {step + 1} is {loss}")
+                if not optimizer.step_was_skipped:
+                    break
+                repeated += 1
+                if accelerator.scaler.get_scale() < SMALLEST_SCALE:
+                    raise diverged(f"gradients at step {step + 1} overflow at every scale")
+            yield Step(step + 1, loss, optimizer.param_groups[0]["lr"], grad_norm, repeated)

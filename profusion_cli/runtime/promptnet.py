@@ -65,6 +65,7 @@ class PromptNet(nn.Module):
         for _ in widths[:-1]:
             reductions.append(reductions[-1] // 2)
         reductions.append(reductions[-1])
+        self._reduction = reductions[0]
 
         def projection(width: int, reduction: int) -> nn.Conv2d:
             return nn.Conv2d(width, channels, kernel_size=reduction, stride=reduction)
@@ -128,7 +129,7 @@ class PromptNet(nn.Module):
         Raises:
             ConfigError: latents too small for the pyramid.
         """
-        smallest = latent_size // self.first_prompt_projection.stride[0]
+        smallest = latent_size // self._reduction
         side = smallest // self.config.region_kernel_size
         if side == 0:
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from profusion_cli.bundle.kinds import ADAPTERS_FILE, PROMPTNET_FILE, UNET_FILE, VIEWS_FILE, WORD_FILE
 from profusion_cli.bundle.manifest import PARENT
@@ -17,16 +18,21 @@ from profusion_cli.config import UNTRAINED, Config
 from profusion_cli.listener import Listener, Progress
 from profusion_cli.methods import class_noun, is_word_method
 from profusion_cli.pace import Smoothed
+from profusion_cli.previews import Previews
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.baselines import LearnedWord, finetune_word
 from profusion_cli.runtime.changes import promptnet_fingerprint
-from profusion_cli.runtime.device import DTYPES, picture_generator, repeatable, resolve_placement
+from profusion_cli.runtime.denoiser import Subject, WordSubject
+from profusion_cli.runtime.device import DTYPES, compiling, picture_generator, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import REPEATED
 from profusion_cli.runtime.keeping import KeptBase
+from profusion_cli.runtime.memory import peak
 from profusion_cli.runtime.parts import WEIGHTY, parts_for
 from profusion_cli.runtime.pipelines import TextToImage
+from profusion_cli.runtime.previewing import Previewer
 from profusion_cli.runtime.promptnet import PromptNet
+from profusion_cli.runtime.sampling import subject_of
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.training import Tuned, finetune
 from profusion_cli.runtime.views import Views
@@ -57,10 +63,16 @@ class TunedSubject:
     parents: tuple[str, ...]
 
 
-def tune_subject(config: Config, squares: list[Image.Image], augment: Augment, listener: Listener) -> TunedSubject:
+def tune_subject(
+    config: Config,
+    squares: list[Image.Image],
+    augment: Augment,
+    listener: Listener,
+    previews: Previews | None = None,
+) -> TunedSubject:
     """Encode the photos of one subject and fine-tune; see `Tuner`."""
     with open_tuner(config, listener, several=False) as tuner:
-        return tuner.tune(squares, augment)
+        return tuner.tune(squares, augment, previews)
 
 
 @contextmanager
@@ -77,7 +89,8 @@ def open_tuner(config: Config, listener: Listener, several: bool) -> Iterator[Tu
     """
     placement = resolve_placement(config.device, config.dtype, training=config.finetune.steps > 0)
     model = KeptBase if several else BaseModel
-    with repeatable(config.deterministic), model(config.base, placement, listener) as base:
+    opened = model(config.base, placement, listener)
+    with repeatable(config.deterministic), compiling(config.compile), opened as base:
         base.latent_size(config.base.resolution, config.base.resolution)
         yield Tuner(base, config, listener)
 
@@ -102,12 +115,13 @@ class Tuner:
         if isinstance(base, KeptBase) and self._loaded:
             base.promptnets[config.promptnet] = self._loaded.promptnet
 
-    def tune(self, squares: list[Image.Image], augment: Augment) -> TunedSubject:
+    def tune(self, squares: list[Image.Image], augment: Augment, previews: Previews | None = None) -> TunedSubject:
         """Encode the photos of a subject and fine-tune.
 
         Args:
             squares: the photos as RGB squares of the base's resolution; they become the reference views.
             augment: see `Augment`.
+            previews: what is drawn meanwhile; None: nothing.
 
         Raises:
             BundleError, UnavailableError, DivergedError: as `profusion_cli.jobs.subject.make_subject`.
@@ -115,7 +129,7 @@ class Tuner:
         if isinstance(self.base, KeptBase):
             self.base.turn_to(self._placement)
         own = self.config.finetune
-        made = (self._make_word if self._words else self._make_promptnet)(squares, augment)
+        made = (self._make_word if self._words else self._make_promptnet)(squares, augment, previews)
         losses = made.tuned.losses
         if made.tuned.repeated:
             self._listener.note(f"In {made.tuned.repeated} step(s) {REPEATED}")
@@ -129,7 +143,7 @@ class Tuner:
             self.base.release("unet")  # which is tuned now
         return TunedSubject(files, self.base.manifest(made.fingerprints), manifest, made.parents)
 
-    def _make_promptnet(self, squares: list[Image.Image], augment: Augment) -> _Made:
+    def _make_promptnet(self, squares: list[Image.Image], augment: Augment, previews: Previews | None) -> _Made:
         """S* by PromptNet, which sees the photos."""
         base, config, own = self.base, self.config, self.config.finetune
         loaded, promptnet = self._loaded, self._loaded.promptnet
@@ -142,24 +156,30 @@ class Tuner:
             views = Views(mean, std, base.encode_image_tokens([*squares, *pictures]))
         fingerprints, parent = base.fingerprints(*WEIGHTY), promptnet_fingerprint(promptnet)
         base.release(*parts_for("encodes"))
+        references, reference = views.first(len(squares)), config.sample.reference - 1
+        watch = self._watch(
+            previews, promptnet, lambda: subject_of(base, promptnet, references, reference, config.class_word)
+        )
         tuned = Tuned({}, ())
         if own.steps > 0:
             with self._listener.progress("Fine-tuning", own.steps) as step:
-                tuned = finetune(base, promptnet, views, own, config.concept_prompt, config.seed, _loss_shown(step))
+                tuned = finetune(
+                    *(base, promptnet, views, own, config.concept_prompt, config.seed, self._shown(step)),
+                    *(watch, config.compile),
+                )
         manifest = {
             "promptnet": promptnet_section(promptnet),
             "promptnet_source": loaded.source,
             PARENT: parent,
             "s_star": _word_section(_length_of_word(base, promptnet, views, config.seed)),
         }
-        references = views.first(len(squares))
         if own.train == "lora" and own.steps > 0 and not own.self_contained and config.promptnet.weights != UNTRAINED:
             adapted = ("unet.", "promptnet.")
             return _Made(tuned, {}, manifest, fingerprints, len(views), references, loaded.parents, adapted)
         files = {PROMPTNET_FILE: promptnet.state_dict()}
         return _Made(tuned, files, manifest, fingerprints, len(views), references, loaded.parents)
 
-    def _make_word(self, squares: list[Image.Image], augment: Augment) -> _Made:
+    def _make_word(self, squares: list[Image.Image], augment: Augment, previews: Previews | None) -> _Made:
         """S* as an ordinary word."""
         base, config, own = self.base, self.config, self.config.finetune
         text = own.word.replace("{class}", class_noun(config.class_word))
@@ -172,12 +192,13 @@ class Tuner:
             self._prior = _draw_class(base, config, self._listener)
         fingerprints = base.fingerprints(*parts_for("draws"))
         base.release(*parts_for("encodes"))
+        watch = self._watch(previews, word, lambda: WordSubject(word.embedding, config.class_word))
         tuned = Tuned({}, ())
         if own.steps > 0:
             with self._listener.progress("Fine-tuning", own.steps) as step:
                 tuned = finetune_word(
                     *(base, word, views, self._prior, own, config.concept_prompt, config.class_word, config.seed),
-                    _loss_shown(step),
+                    *(self._shown(step), watch, config.compile),
                 )
         manifest = {
             "word": {"initial": text, "words": len(word.embedding)},
@@ -185,6 +206,23 @@ class Tuner:
         }
         files = {WORD_FILE: {"embedding": word.embedding}}
         return _Made(tuned, files, manifest, fingerprints, len(views))
+
+    def _watch(self, previews: Previews | None, network: nn.Module, subject: Callable[[], Subject]) -> Previewer | None:
+        """What draws the subject, as the network makes its S*, while they are tuned."""
+        if previews is None:
+            return None
+        return Previewer(previews, self.base, network, subject, self.config, self._listener)
+
+    def _shown(self, step: Progress) -> Callable[[int, float], None]:
+        """Shows the loss, and the most memory that was held at once so far."""
+        smoothed = Smoothed()
+
+        def show(done: int, loss: float) -> None:
+            most = peak(self._placement.device)
+            memory = "" if most is None else f", at most {most / 1e9:.1f} GB"
+            step(done, f"loss {smoothed(loss):.3f}{memory}")
+
+        return show
 
 
 def _files(made: _Made, save_dtype: torch.dtype) -> dict[str, bytes]:
@@ -269,8 +307,3 @@ def _draw_class(base: BaseModel, config: Config, listener: Listener) -> Views:
 
 def _encoding(pictures: list[Image.Image]) -> str:
     return f"Encoding {len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
-
-
-def _loss_shown(step: Progress) -> Callable[[int, float], None]:
-    smoothed = Smoothed()
-    return lambda done, loss: step(done, f"loss {smoothed(loss):.3f}")

@@ -114,7 +114,7 @@ class TextConditioner:
         self.tokenizer = tokenizer
         self.max_length = text_encoder.config.max_position_embeddings
         self.embedding_dim: int = text_encoder.config.hidden_size
-        self._encoded: dict[str, torch.Tensor] = {}
+        self._encoded: dict[tuple[str, bool], torch.Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -232,8 +232,10 @@ class TextConditioner:
         return float(words.float().norm(dim=-1).mean()) / float(ordinary)
 
     def encode(self, text: str) -> torch.Tensor:
-        """Conditioning of plain text, shape (1, max_length, embedding_dim); each text is encoded once."""
-        if text not in self._encoded:
+        """Conditioning of plain text, shape (1, max_length, embedding_dim); each text is encoded once, and once more
+        where torch chooses the precision of each operation, as in training."""
+        key = text, torch.is_autocast_enabled(self.device.type)
+        if key not in self._encoded:
             embeds, _ = self.splice(self.tokenize((text,)), {})
-            self._encoded[text] = self.hidden_states(embeds)
-        return self._encoded[text]
+            self._encoded[key] = self.hidden_states(embeds)
+        return self._encoded[key]

@@ -16,13 +16,13 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.adapters import Adapters
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.changes import add_changes, changes_of
-from profusion_cli.runtime.device import step_generator
+from profusion_cli.runtime.device import arranged, step_generator
 from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, make_optimizer, unprepare
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise
-from profusion_cli.runtime.text import TextConditioner, Tokens
+from profusion_cli.runtime.text import Layout, TextConditioner
 from profusion_cli.runtime.views import Views
 
 QKV = ("to_q", "to_k", "to_v")
@@ -65,9 +65,10 @@ def draw_batch(
     )
 
 
-def concept_tokens(text: TextConditioner, concept_prompt: str, words: int) -> Tokens:
-    """The training prompt, "a photo of S*", at its bare length."""
-    return text.tokenize(parse_prompt(concept_prompt).pieces, words, pad=False)
+def concept_layout(text: TextConditioner, concept_prompt: str, words: int) -> Layout:
+    """The training prompt, "a photo of S*", at its bare length, on the device: steps that made it would wait for it."""
+    tokens = text.tokenize(parse_prompt(concept_prompt).pieces, words, pad=False)
+    return text.layout(tokens, {0: words}, shift_positions=True)
 
 
 class TrainingObjective(nn.Module):
@@ -78,7 +79,7 @@ class TrainingObjective(nn.Module):
     Args:
         promptnet, unet: the networks, either of which may be trained.
         text: the frozen text conditioner.
-        tokens: from `concept_tokens`.
+        layout: from `concept_layout`.
         alphas_cumprod: shape (train timesteps,).
         prediction_type: `epsilon` or `v_prediction`.
         embedding_l2: lambda of eq. (2).
@@ -89,7 +90,7 @@ class TrainingObjective(nn.Module):
         promptnet: PromptNet,
         unet: UNet2DConditionModel,
         text: TextConditioner,
-        tokens: Tokens,
+        layout: Layout,
         alphas_cumprod: torch.Tensor,
         prediction_type: str,
         embedding_l2: float = 0.0,
@@ -98,7 +99,7 @@ class TrainingObjective(nn.Module):
         self.promptnet = promptnet
         self.unet = unet
         self._text = text
-        self.tokens = tokens
+        self._layout = layout
         self.alphas_cumprod = alphas_cumprod
         self.prediction_type = prediction_type
         self.embedding_l2 = embedding_l2
@@ -107,8 +108,7 @@ class TrainingObjective(nn.Module):
         """The loss, a float32 scalar."""
         noisy_latents = add_noise(batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod)
         words = self.promptnet(batch.ref_latents, noisy_latents, batch.timesteps, batch.image_tokens)
-        embeds, _ = self._text.splice(self.tokens, {0: words}, shift_positions=True)
-        states = self._text.hidden_states(embeds)
+        states = self._text.hidden_states(self._layout.filled({0: words}))
         prediction = predict(self.unet, noisy_latents, batch.timesteps, Conditioning(states))
         target = diffusion_target(
             batch.target_latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
@@ -188,6 +188,8 @@ def tune(
     batches: Callable[[int], Tensors],
     batch_size: int,
     progress: Callable[[int, float], None],
+    watch: Callable[[int], None] | None = None,
+    compiled: bool = False,
 ) -> Tuned:
     """The steps of a fine-tuning.
 
@@ -200,6 +202,8 @@ def tune(
         batches: of a step (from 0), on the CPU.
         batch_size: of a batch.
         progress: called with the number of steps done and the loss.
+        watch: called with the number of steps done, from 0 on, while the networks are as those have left them.
+        compiled: the objective is, by torch.compile; see `profusion_cli.runtime.device.compiling`.
 
     Raises:
         DivergedError: as `fit`.
@@ -215,16 +219,22 @@ def tune(
     choose_attention(placement, objective)
     objective.train()
     accelerator = make_accelerator(placement, min(config.gradient_accumulation, batch_size))
-    objective.to(accelerator.device)
+    arranged(objective, accelerator.device)
+    if compiled:
+        objective.compile(dynamic=False)
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(learned, accelerator, config.learning_rate, config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     size = batch_size * accelerator.num_processes
     done = []
     try:
+        if watch is not None:
+            watch(0)
         for step in fit(accelerator, prepared, prepared_optimizer, batches, size, config.steps, config.max_grad_norm):
             done.append(step)
             progress(step.number, step.loss)
+            if watch is not None:
+                watch(step.number)
     except KeyboardInterrupt:
         raise Interrupted(
             signal.SIGINT,
@@ -247,6 +257,8 @@ def finetune(
     concept_prompt: str,
     seed: int,
     progress: Callable[[int, float], None],
+    watch: Callable[[int], None] | None = None,
+    compiled: bool = False,
 ) -> Tuned:
     """Fine-tune PromptNet (in place) and the UNet on the views of one subject.
 
@@ -258,6 +270,7 @@ def finetune(
         concept_prompt: the training prompt, with S*.
         seed: every random number of step n comes from (seed, n).
         progress: called with the number of steps done and the loss.
+        watch, compiled: as of `tune`.
 
     Raises:
         DivergedError: a loss that is not finite.
@@ -267,9 +280,9 @@ def finetune(
     frozen = {name: parameter.detach() for name, parameter in promptnet.named_parameters()}
     trained = select_trainable(promptnet, unet, config, seed)
     alphas_cumprod = scheduler.alphas_cumprod.to(base.placement.device)
-    tokens = concept_tokens(base.text, concept_prompt, words)
+    layout = concept_layout(base.text, concept_prompt, words)
     objective = TrainingObjective(
-        promptnet, unet, base.text, tokens, alphas_cumprod, base.prediction_type, config.embedding_l2
+        promptnet, unet, base.text, layout, alphas_cumprod, base.prediction_type, config.embedding_l2
     )
 
     def batches(step: int) -> Batch:
@@ -278,7 +291,7 @@ def finetune(
             views, config.batch_size, generator, base.vae_scaling_factor, scheduler.config.num_train_timesteps
         )
 
-    tuned = tune(base, objective, trained, config, batches, config.batch_size, progress)
+    tuned = tune(base, objective, trained, config, batches, config.batch_size, progress, watch, compiled)
     if tuned.adapters:
         promptnet.load_state_dict(frozen, assign=True)  # in float32 again
         add_changes(promptnet, changes_of(tuned.adapters, "promptnet"))

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import RLock
 
 import safetensors.torch
 import torch
@@ -33,7 +34,7 @@ class Encodings:
 
     They are float16 with and without a cache, so that both train to the same weights. In memory the most
     recently used stay, up to `MEMORY_BYTES`; `epoch_order` puts side by side what belongs together, so no
-    picture is encoded twice in an epoch. Use as a context manager.
+    picture is encoded twice in an epoch. Any thread may ask. Use as a context manager.
 
     Args:
         base: the base model, whose VAE and vision tower are loaded when a picture must be encoded.
@@ -47,6 +48,7 @@ class Encodings:
         self._memory: OrderedDict[int, Encoding] = OrderedDict()
         self._decoding: dict[int, Future[Image.Image]] = {}
         self._pool = ThreadPoolExecutor(decoding_threads())
+        self._lock = RLock()
         self._prefix = ""
         if folder is not None:
             key = {
@@ -66,9 +68,11 @@ class Encodings:
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Begin to decode pictures that will be needed next."""
-        for index in dict.fromkeys(indices):
-            if index not in self._memory and index not in self._decoding and not self._is_cached(index):
-                self._decoding[index] = self._pool.submit(load_square, self.dataset, index, self.base.config.resolution)
+        side = self.base.config.resolution
+        with self._lock:
+            for index in dict.fromkeys(indices):
+                if index not in self._memory and index not in self._decoding and not self._is_cached(index):
+                    self._decoding[index] = self._pool.submit(load_square, self.dataset, index, side)
 
     def views(self, indices: list[int]) -> Views:
         """The pictures `indices`, each as one view.
@@ -77,10 +81,11 @@ class Encodings:
             InputError: a picture that cannot be read any more.
             OutputError: the cache cannot be written.
         """
-        self.prefetch(indices)
-        found = [self._get(index) for index in indices]
+        with self._lock:
+            self.prefetch(indices)
+            found = [self._get(index) for index in indices]
+            self._forget()
         mean, std, tokens = (torch.stack([one[name] for one in found]).float() for name in NAMES)
-        self._forget()
         return Views(mean, std, tokens)
 
     def _get(self, index: int) -> Encoding:

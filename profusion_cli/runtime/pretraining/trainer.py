@@ -18,7 +18,7 @@ from profusion_cli.runtime.pretraining.checkpoints import Checkpoint
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.training import (
     TrainingObjective,
-    concept_tokens,
+    concept_layout,
 )
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -85,7 +85,7 @@ class Trainer:
         )
         height, width = base.latent_size(config.base.resolution, config.base.resolution)
         self.latent_shape = (base.unet.config.in_channels, height, width)
-        self.tokens = concept_tokens(base.text, config.concept_prompt, self.promptnet.tokens_for(height))
+        self.layout = concept_layout(base.text, config.concept_prompt, self.promptnet.tokens_for(height))
         with quiet_libraries():
             self.unet = base.unet.to(placement.device, placement.dtype)
         self.promptnet.requires_grad_(True)
@@ -109,7 +109,7 @@ class Trainer:
             self.promptnet,
             self.unet,
             base.text,
-            self.tokens,
+            self.layout,
             base.scheduler.alphas_cumprod.to(base.placement.device),
             base.prediction_type,
             own.embedding_l2,
