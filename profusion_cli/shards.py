@@ -112,7 +112,8 @@ def read_shard(path: str) -> Iterator[Member]:
     problems: list[str] = []
 
     def tell(error: Exception) -> bool:
-        problems.append(first_line(error))
+        # webdataset adds what it was reading, behind an @ or as further arguments
+        problems.append(str(error.args[0] if error.args else type(error).__name__).partition(" @ ")[0])
         return True
 
     def is_picture(name: str) -> bool:

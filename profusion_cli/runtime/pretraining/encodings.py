@@ -106,7 +106,8 @@ class Encodings:
                 squares[index] = read
             else:
                 self._memory[index] = read
-        self._memory |= self._encode(squares)
+        if squares:
+            self._memory |= self._encode(squares)
         views = views_of([self._memory[index] for index in indices])
         self._forget()
         return views
