@@ -47,14 +47,14 @@ def check_room(folder: Path, missing: int, used: int, size: int, listener: Liste
     Raises:
         OutputError: the disk has less room.
     """
-    there = f"; {used - missing:,} of {used:,} pictures are there already" if missing < used else ""
     if missing == 0:
-        listener.note(f"All {used:,} pictures are in the cache '{folder}' already, encoded.")
+        listener.note(f"All {used:,} pictures are in the cache '{folder}' already.")
         return
+    there = f"; {used - missing:,} of {used:,} pictures are there already" if missing < used else ""
     needed, free = missing * size, free_space(folder)
     listener.note(
         f"The cache will take {decimal(needed)} in '{folder}': {missing:,} encoded pictures of {decimal(size)} "
-        f"each{there}. {decimal(free)} are free; it may be removed when the training is done."
+        f"each{there}. The disk has {decimal(free)} free. It may be removed when the training is done."
     )
     if needed > free:
         raise OutputError(

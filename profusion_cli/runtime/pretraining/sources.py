@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,10 @@ class PictureStream:
 
     def examples(self, count: int) -> tuple[list[Image.Image], Views]:
         """The first few pictures that can be read, as squares and encoded."""
-        for path in self.shards.paths:
-            for member in read_shard(path):
-                if len(self._examples) == count:
-                    break
-                one = decoded(member, self.base.config.resolution)
-                self._examples += [] if one.image is None else [one.image]
+        if not self._examples:
+            members = (member for path in self.shards.paths for member in read_shard(path))
+            squares = (decoded(member, self.base.config.resolution).image for member in members)
+            self._examples = list(islice((square for square in squares if square is not None), count))
         return self._examples, views_of(encode_squares(self.base, self._examples, self.own.encode_at_once))
 
     def summary(self) -> dict[str, Any]:
