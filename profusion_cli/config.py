@@ -226,6 +226,8 @@ class PretrainConfig:
         "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
     )
     gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
+    encode_at_once: int = setting("Pictures encoded at once; changes speed and memory.", 8, 1, 1024)
+    workers: int = setting("Processes that read tar shards, for each one that trains; 0: it does so itself.", 2, 0, 256)
     checkpoint_every: int = setting("Steps between checkpoints.", 1000, 1, 100_000_000, flag="--checkpoint-every")
     keep_checkpoints: int = setting("How many are kept.", 2, 1, 1000, flag="--keep-checkpoints")
     sample_every: int = setting("Steps between sample sheets; 0 draws none.", 0, 0, 100_000_000, flag="--sample-every")

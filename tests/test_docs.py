@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from glob import glob
 from pathlib import Path
 
@@ -24,7 +25,13 @@ from tests.conftest import draw_photo, ok
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "presets" / "studies" / "README.md", ROOT / "presets" / "faceworld" / "README.md")
+PAGES = (
+    README,
+    ROOT / "presets" / "studies" / "README.md",
+    ROOT / "presets" / "faceworld" / "README.md",
+    ROOT / "presets" / "pretraining.md",
+)
+TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
 LEFT_OUT = {
     "python -m pip install": "changes the environment",
     "python -m pytest": "is what runs this",
@@ -72,6 +79,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROFUSION_PRESET", "faceworld.yaml")
     assert CliRunner().invoke(faceworld, ["draw", "3", "-o", "face.png"]).exit_code == 0
+    (tmp_path / "shards").mkdir()
+    for i in range(13):
+        with tarfile.open(tmp_path / "shards" / f"{i:03}.tar", "w") as shard:
+            shard.add("face.png")
     (tmp_path / "photos").mkdir()
     for name in ("ann", "bob"):
         draw_photo(tmp_path / "photos" / f"{name}.jpg")
@@ -168,9 +179,7 @@ def test_pages_and_program_agree() -> None:
     }
     for page in PAGES:
         text = text_of(page)
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known | {"--help", "--nproc-per-node"}, (
-            page
-        )  # torchrun's
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known | TORCHRUN | {"--help"}, page
         assert set(re.findall(r"profusion ([a-z]+) ", text)) <= set(declared), page
     readme = text_of(README)
     assert all(f"`profusion {name}" in readme for name in declared)

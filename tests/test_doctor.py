@@ -208,4 +208,6 @@ def test_it_knows_what_profusion_is_installed_with() -> None:
         return {re.split(r"[\[<>=]", one)[0] for one in listed}
 
     assert set(REQUIRED) == names(project["dependencies"])
-    assert set(OPTIONAL) >= names(project["optional-dependencies"]["evaluation"])
+    extras = project["optional-dependencies"]
+    assert set(OPTIONAL) >= names(extras["evaluation"]) | names(extras["shards"])
+    assert set(extras["test"]) >= set(extras["shards"]), "no test of shards is skipped"

@@ -1,4 +1,4 @@
-"""`pretrain`: what is learnt from what, checkpoints, resuming, the cache, several processes, and bad input."""
+"""`pretrain`: what is learnt from what, checkpoints, resuming, several processes, and bad input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from profusion_cli.images import encode_png, read_record
 from profusion_cli.runtime import training
 from profusion_cli.runtime.device import epoch_generator
 from profusion_cli.runtime.fitting import Step
-from profusion_cli.runtime.pretraining import checkpoints, encodings, loop
+from profusion_cli.runtime.pretraining import checkpoints, loop
 from profusion_cli.runtime.pretraining import run as whole_run
 from profusion_cli.runtime.pretraining.checkpoints import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
 from profusion_cli.runtime.pretraining.log import Log
@@ -327,81 +327,6 @@ def test_bad_input_costs_no_earlier_training(tmp_path):
     assert run(*arguments).exit_code == 9  # neither --force nor --resume
     assert run(*arguments, "--force").exit_code == 5
     assert newest_checkpoint(tmp_path).step == 1
-
-
-# --- the cache -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def encoders(monkeypatch) -> list[str]:
-    """The calls of both encoders."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPVisionModel
-
-    calls: list[str] = []
-    for cls, name in ((AutoencoderKL, "encode"), (CLIPVisionModel, "forward")):
-        original = getattr(cls, name)
-        monkeypatch.setattr(
-            cls, name, lambda self, *a, _o=original, _n=cls.__name__, **k: calls.append(_n) or _o(self, *a, **k)
-        )
-    return calls
-
-
-def test_encoders_run_once(pictures, tmp_path, encoders, trained):
-    """Once per picture and epoch where memory holds next to nothing, once ever with a cache, damage aside."""
-    six = ["AutoencoderKL"] * 6 + ["CLIPVisionModel"] * 6
-    common = ["pretrain", pictures, *TINY, "--steps", 6]
-    cache = tmp_path / "cache"
-    ok(*common, "-o", tmp_path / "a.pfz", "--cache", cache)
-    assert sorted(encoders) == six
-    assert differ(weights(tmp_path / "a.pfz"), weights(trained[0])) == 0  # the same with a cache as without
-    encoders.clear()
-    ok(*common, "-o", tmp_path / "b.pfz", "--cache", cache)
-    assert encoders == []
-    assert differ(weights(tmp_path / "a.pfz"), weights(tmp_path / "b.pfz")) == 0
-    files = sorted(cache.glob("*/*"))
-    assert len(files) == 6
-    files[0].write_bytes(files[0].read_bytes()[:-5])  # cut off
-    data = bytearray(files[1].read_bytes())
-    data[-1] ^= 1  # one bit
-    files[1].write_bytes(data)
-    ok(*common, "-o", tmp_path / "c.pfz", "--cache", cache)
-    assert sorted(encoders) == ["AutoencoderKL"] * 2 + ["CLIPVisionModel"] * 2
-    assert differ(weights(tmp_path / "a.pfz"), weights(tmp_path / "c.pfz")) == 0
-    encoders.clear()
-    ok(*common, "--set", "base.vision_antialias=true", "-o", tmp_path / "d.pfz", "--cache", cache)
-    assert sorted(encoders) == six  # another key
-
-
-def test_encoders_run_once_an_epoch_without_memory(pictures, tmp_path, encoders, monkeypatch):
-    """Identities of 4 and 2, batches of 2, and room for three encodings: two epochs."""
-    monkeypatch.setattr(encodings, "MEMORY_BYTES", 60_000)
-    names = sorted(pictures.rglob("*.png"))
-    (tmp_path / "set.jsonl").write_text(
-        "\n".join(json.dumps({"file_name": str(name), "identity": int(i > 3)}) for i, name in enumerate(names))
-    )
-    ok("pretrain", tmp_path / "set.jsonl", *TINY, "--steps", 6, "-o", tmp_path / "x.pfz")
-    assert encoders.count("AutoencoderKL") <= 12
-    assert encoders.count("CLIPVisionModel") == encoders.count("AutoencoderKL") > 6
-
-
-def test_a_full_disk_while_caching_keeps_the_training(pictures, tmp_path, monkeypatch, trained):
-    original = encodings.atomic_output
-
-    def full(path, force=False):
-        if len(list(tmp_path.glob("cache/*/*"))) == 5:
-            raise OutputError(f"'{path}' cannot be written: no space left on the device.")
-        return original(path, force)
-
-    common = ["pretrain", pictures, *TINY, "--steps", 6, "--cache", tmp_path / "cache", "-o", tmp_path / "x.pfz"]
-    with monkeypatch.context() as patch:
-        patch.setattr(encodings, "atomic_output", full)
-        result = run(*common)
-    assert result.exit_code == 9
-    assert "no space left" in result.stderr
-    assert newest_checkpoint(tmp_path / "x.pfz.work").step == 2  # the fifth and sixth are needed by step 3
-    ok(*common, "--resume")
-    assert differ(weights(tmp_path / "x.pfz"), weights(trained[0])) == 0
 
 
 # --- checkpoints and resuming --------------------------------------------------------------------------------

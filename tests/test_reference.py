@@ -12,13 +12,14 @@ from profusion_cli.config import BaseConfig, ComponentConfig, FinetuneConfig
 from profusion_cli.images import crop_square, decode_photo
 from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import parse_prompt
-from profusion_cli.runtime.backbone import BaseModel, clip_pixels, pixel_values
+from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import PromptDenoiser, PromptNetSubject, tokenize_prompt
 from profusion_cli.runtime.device import Placement
 from profusion_cli.runtime.fusion import Condition, Guidance, refined_eps, sample_fusion
 from profusion_cli.runtime.hub import Source
 from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
+from profusion_cli.runtime.pixels import clip_pixels, pixel_values
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
 from profusion_cli.runtime.training import Batch, Trained, TrainingObjective, concept_layout, select_trainable

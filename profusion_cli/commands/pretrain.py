@@ -15,6 +15,9 @@ from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, output_hint
 from profusion_cli.launcher import is_main_process
 
+CACHE = "cache"
+"""The folder of encoded pictures in a work folder, where no other one is named."""
+
 
 @options.takes("pretrain", "class_word", "base.id", *options.MACHINE)
 def pretrain(
@@ -22,7 +25,8 @@ def pretrain(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Image files and folders, or one .jsonl metadata file that groups pictures of one identity.",
+            help="Image files and folders, one .jsonl metadata file that groups pictures of one identity, or tar "
+            "shards of pictures (WebDataset).",
         ),
     ],
     target: Annotated[
@@ -40,8 +44,15 @@ def pretrain(
     ] = False,
     cache: Annotated[
         str | None,
-        typer.Option("--cache", metavar="DIR", help="Keep encoded pictures in this folder, for this and other runs."),
+        typer.Option(
+            "--cache",
+            metavar="DIR",
+            help="Keep encoded pictures in this folder, for this and other runs ('cache' in the work folder).",
+        ),
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Encode pictures whenever they come, and keep none on the disk.")
+    ] = False,
     preset: options.Preset = None,
     settings: options.Settings = None,
     dry_run: options.DryRun = False,
@@ -56,9 +67,10 @@ def pretrain(
     The base model stays frozen. Runs on several GPUs or machines with `torchrun -m profusion_cli pretrain ...` or
     `accelerate launch -m profusion_cli pretrain ...`; machines must share the work folder.
     """
-    from profusion_cli.dataset import list_pictures
+    from profusion_cli.costs import expected_cost
     from profusion_cli.jobs.configuration import RANDOM_SEED, configure
     from profusion_cli.jobs.promptnet import pretrain as train
+    from profusion_cli.shards import Shards, list_inputs
 
     started = time.perf_counter()
     main = is_main_process()
@@ -71,12 +83,17 @@ def pretrain(
             raise UsageError("'-o -' leaves no name for the work folder.", "Name one with --work DIR.")
         work = f"{target}.work"
     check_bundle_target(target, force, as_json)
+    if no_cache and cache:
+        raise UsageError("--cache and --no-cache contradict each other.", "Give one of them.")
+    inputs = list_inputs(images)
+    streamed = isinstance(inputs, Shards)
+    kept = Path(cache) if cache else None if no_cache or streamed else Path(work) / CACHE
     if dry_run:
-        list_pictures(images)
         if main:
-            print_config(config)
+            cost = expected_cost(config.pretrain, inputs, kept is not None)
+            place = "Encoded pictures are not kept." if kept is None else f"Encoded pictures are kept in '{kept}'."
+            print_config(config, [f"{config.pretrain.steps:,} steps take {cost}", place])
         return
-    kept = Path(cache) if cache else None
     made, summary = train(images, config, Path(work), cache=kept, resume=resume, force=force, listener=output)
     if made is None:  # not the main process
         return

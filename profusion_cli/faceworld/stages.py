@@ -43,7 +43,7 @@ from profusion_cli.faceworld.stack import (
     token_ids,
 )
 from profusion_cli.files import atomic_output
-from profusion_cli.runtime.backbone import clip_pixels
+from profusion_cli.runtime.pixels import clip_pixels
 from profusion_cli.runtime.random_base import make_scheduler
 from profusion_cli.runtime.schedule import add_noise
 

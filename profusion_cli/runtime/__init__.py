@@ -3,7 +3,7 @@
 - the method: `fusion`, `schedule`, `noise`, `loss` (equations), `promptnet` and its `architecture`, `denoiser`
   and `model` (predictions), `sampling`
 - the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
-  `descriptions`; `text`; `pipelines`, `inpaint`
+  `descriptions`; `text`; `pixels`, as they are encoded; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
 - training: `fitting` (any loop), `training` (one subject), `adapters`, `baselines`, `subjects`, `previewing`, and the
   folder `pretraining`

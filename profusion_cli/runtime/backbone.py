@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTokenizer, CLIPVisionModel
@@ -28,14 +27,13 @@ from profusion_cli.runtime.hub import (
     fingerprint_of,
 )
 from profusion_cli.runtime.parts import PARTS, title_of
+from profusion_cli.runtime.pixels import clip_pixels, pixel_batches
 from profusion_cli.runtime.schedule import check_schedule
 from profusion_cli.runtime.text import TextConditioner, padding_of
 
 if TYPE_CHECKING:
     from profusion_cli.runtime.random_base import RandomBase
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PLAIN_TRANSFORMERS = {"attn_implementation": "sdpa", "trust_remote_code": False}
 """Said outright, since a config.json may name a kernel or code on the Hub instead."""
 
@@ -293,39 +291,40 @@ class BaseModel:
         free_memory()  # an optimiser or a pipeline may hold itself, and a part with it
 
     @torch.inference_mode()
-    def encode_moments(self, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_moments(self, images: list[Image.Image], at_once: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the VAE posterior of each picture, unscaled.
 
         Args:
             images: RGB squares of `resolution` pixels.
+            at_once: so many in a batch, of which a picture's numbers depend on by rounding alone.
 
         Returns:
             Two float32 CPU tensors of shape (pictures, 4, h, w).
         """
         means, stds = [], []
-        for image in images:
-            pixels = pixel_values(image).to(self.placement.device, self.vae.dtype) * 2 - 1
-            posterior = self.vae.encode(pixels).latent_dist
+        for pixels in pixel_batches(images, at_once):
+            posterior = self.vae.encode(pixels.to(self.placement.device, self.vae.dtype) * 2 - 1).latent_dist
             means.append(posterior.mean.float().cpu())
             stds.append(posterior.std.float().cpu())
         return torch.cat(means).clone(), torch.cat(stds).clone()
 
     @torch.inference_mode()
-    def encode_image_tokens(self, images: list[Image.Image]) -> torch.Tensor:
+    def encode_image_tokens(self, images: list[Image.Image], at_once: int = 1) -> torch.Tensor:
         """The vision tower's last hidden states before its post layer norm, class token included.
 
         Args:
             images: RGB squares of `resolution` pixels.
+            at_once: as of `encode_moments`.
 
         Returns:
             Float32 CPU tensor of shape (pictures, tokens, width).
         """
         size = self.vision.config.image_size
         tokens = []
-        for image in images:
-            pixels = clip_pixels(pixel_values(image), size, self.config.vision_antialias)
-            pixels = pixels.to(self.placement.device, self.vision.dtype)
-            tokens.append(self.vision(pixel_values=pixels).last_hidden_state.float().cpu())
+        for pixels in pixel_batches(images, at_once):
+            seen = clip_pixels(pixels, size, self.config.vision_antialias)
+            seen = seen.to(self.placement.device, self.vision.dtype)
+            tokens.append(self.vision(pixel_values=seen).last_hidden_state.float().cpu())
         return torch.cat(tokens).clone()
 
     @torch.inference_mode()
@@ -375,22 +374,3 @@ class BaseModel:
         """What a bundle remembers of its base model; the revision is the commit where one is known."""
         commit = self.files("unet").revision if self._random is None else None
         return {"id": self.config.id, "revision": commit or self.config.revision, "fingerprint": fingerprints}
-
-
-def pixel_values(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as float32 of shape (1, 3, height, width), in [0, 1]."""
-    data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return data.reshape(1, image.height, image.width, 3).permute(0, 3, 1, 2).float() / 255
-
-
-def clip_pixels(pixels: torch.Tensor, size: int, antialias: bool) -> torch.Tensor:
-    """What CLIP's vision tower takes: bicubic to `size`, without clamping, then CLIP's mean and deviation.
-
-    Args:
-        pixels: shape (B, 3, height, width), in [0, 1].
-        size: side of the square in pixels, 224 for CLIP.
-        antialias: off as when the authors' weights were trained (torchvision before 0.17).
-    """
-    resized = F.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
-    mean, std = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(CLIP_STD).view(1, 3, 1, 1)
-    return (resized - mean) / std

@@ -52,10 +52,10 @@ def tuning(config: Config) -> tuple[int, ...]:
     return own.prior_pictures * config.sample.steps * PLAIN, 2 * steps  # a batch holds as many of the class
 
 
-def pretraining(config: Config) -> tuple[int, int]:
-    """Of a pre-training: reading its pictures, which is none, and its steps."""
+def pretraining(config: Config) -> tuple[int, int, int]:
+    """Of a pre-training: reading and encoding its pictures, which count for nothing, and its steps."""
     own = config.pretrain
-    return 0, own.steps * own.batch_size * TRAINING
+    return 0, 0, own.steps * own.batch_size * TRAINING
 
 
 class Meter:

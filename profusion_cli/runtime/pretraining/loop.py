@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from profusion_cli.dataset import Dataset
+from profusion_cli.costs import millions
 from profusion_cli.errors import DeviceError, InputError, Interrupted, OutputError
 from profusion_cli.listener import Listener
 from profusion_cli.pace import Smoothed, clock
-from profusion_cli.runtime.fitting import REPEATED, Step, fit
-from profusion_cli.runtime.pretraining.batches import Batches
+from profusion_cli.runtime.fitting import REPEATED, Step, Tensors, fit
+from profusion_cli.runtime.pretraining.batches import Chance
 from profusion_cli.runtime.pretraining.checkpoints import save_checkpoint
-from profusion_cli.runtime.pretraining.encodings import Encodings
 from profusion_cli.runtime.pretraining.interrupts import Interrupts
 from profusion_cli.runtime.pretraining.log import Log
 from profusion_cli.runtime.pretraining.sheet import draw_sheet
+from profusion_cli.runtime.pretraining.sources import Pictures
 from profusion_cli.runtime.pretraining.trainer import Trainer, warmed_up
 from profusion_cli.runtime.processes import lost_processes
+
+SILENCE = 600.0
+"""Seconds after which a line tells how far it is, where no checkpoint has."""
 
 
 class Saving:
@@ -49,7 +52,7 @@ class Saving:
             self.saved = number
 
 
-def steps_of(trainer: Trainer, batches: Batches, work: Path) -> Iterator[Step]:
+def steps_of(trainer: Trainer, batches: Callable[[int], Tensors], work: Path) -> Iterator[Step]:
     """The optimiser steps that are left, each taken into the average."""
     own = trainer.config.pretrain
     for step in fit(
@@ -77,7 +80,7 @@ def asked_to_stop(accelerator: Accelerator, interrupts: Interrupts) -> int:
 
 
 def train(
-    trainer: Trainer, encodings: Encodings, batches: Batches, work: Path, listener: Listener
+    trainer: Trainer, pictures: Pictures, batches: Callable[[int], Tensors], work: Path, listener: Listener
 ) -> Iterator[tuple[Step, float]]:
     """Every step that is left, with checkpoints, log and sample sheets; yields steps and samples per second.
 
@@ -107,7 +110,7 @@ def train(
                         accelerator.wait_for_everyone()  # a launcher ends all as soon as one has ended
                         raise Interrupted(asked, f"A checkpoint of step {number} is in '{work}': go on with --resume.")
                     if log is not None and own.sample_every and number % own.sample_every == 0:
-                        log.picture(number, draw_sheet(trainer, encodings, number))
+                        log.picture(number, draw_sheet(trainer, pictures, number))
                     yield step, rate
                     before = time.perf_counter()
         except (OutputError, InputError, DeviceError):
@@ -119,37 +122,33 @@ def train(
                 log.close()
 
 
-def run_steps(
-    trainer: Trainer, dataset: Dataset, cache: Path | None, work: Path, listener: Listener
-) -> tuple[Step, float] | None:
+def run_steps(trainer: Trainer, pictures: Pictures, work: Path, listener: Listener) -> tuple[Step, float] | None:
     """The loop with its progress; the last step and the samples per second."""
-    config, base, accelerator = trainer.config, trainer.base, trainer.accelerator
+    config, accelerator = trainer.config, trainer.accelerator
     own, rank, processes = config.pretrain, accelerator.process_index, accelerator.num_processes
     bounds = [own.batch_size * i // processes for i in range(processes + 1)]
+    share = slice(bounds[rank], bounds[rank + 1])
+    cost = pictures.cost()
+    listener.note(f"{own.steps:,} steps take {cost}")
     last = None
-    with Encodings(base, dataset, cache) as encodings:
-        batches = Batches(
-            encodings,
-            own.batch_size,
-            config.seed,
-            trainer.latent_shape,
-            base.vae_scaling_factor,
-            base.scheduler.config.num_train_timesteps,
-            slice(bounds[rank], bounds[rank + 1]),
-        )
-        with listener.progress("Pre-training", own.steps) as progress:
-            progress(trainer.start, "")
-            begun, first, smoothed = time.perf_counter(), trainer.start, Smoothed()
-            for step, rate in train(trainer, encodings, batches, work, listener):
-                loss = smoothed(step.loss)
-                progress(step.number, f"loss {loss:.3f}, {rate:.1f} samples/s")
-                if step.repeated:
-                    listener.note(f"Step {step.number}: {REPEATED}")
-                last = (step, (step.number - first) * own.batch_size / (time.perf_counter() - begun))
-                if step.number % own.checkpoint_every == 0:
-                    left = (own.steps - step.number) * own.batch_size / last[1]
-                    listener.note(
-                        f"Step {step.number} of {own.steps}: loss {loss:.4f}, {last[1]:.1f} samples/s, "
-                        f"{clock(left)} left."
-                    )
+    chance = Chance(trainer.base, own.batch_size, config.seed, trainer.latent_shape, share)
+    batches = pictures.batches(chance, trainer.start)
+    with listener.progress("Pre-training", own.steps) as progress:
+        progress(trainer.start, "")
+        begun, first, smoothed = time.perf_counter(), trainer.start, Smoothed()
+        told = begun
+        for step, rate in train(trainer, pictures, batches, work, listener):
+            loss = smoothed(step.loss)
+            spent = f"{millions(cost.after(step.number * own.batch_size))} of {millions(cost.units)} U"
+            progress(step.number, f"loss {loss:.3f}, {rate:.1f} samples/s, {spent}")
+            if step.repeated:
+                listener.note(f"Step {step.number}: {REPEATED}")
+            now = time.perf_counter()
+            last = (step, (step.number - first) * own.batch_size / (now - begun))
+            if step.number % own.checkpoint_every == 0 or now - told > SILENCE:
+                left, told = (own.steps - step.number) * own.batch_size / last[1], now
+                listener.note(
+                    f"Step {step.number} of {own.steps}: loss {loss:.4f}, {last[1]:.1f} samples/s, {clock(left)} left; "
+                    f"{spent}."
+                )
     return last

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from profusion_cli.bundle import Bundle, make_bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE
 from profusion_cli.config import Config, PretrainConfig
-from profusion_cli.dataset import Dataset, Listing
+from profusion_cli.dataset import Listing
 from profusion_cli.errors import ConfigError, InputError
 from profusion_cli.files import make_folder
 from profusion_cli.launcher import process_count
@@ -22,7 +22,6 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import DTYPES, repeatable, resolve_placement
 from profusion_cli.runtime.fitting import make_accelerator, unprepare
 from profusion_cli.runtime.parts import parts_for
-from profusion_cli.runtime.pretraining.batches import read_dataset
 from profusion_cli.runtime.pretraining.checkpoints import (
     Checkpoint,
     check_settings,
@@ -31,10 +30,12 @@ from profusion_cli.runtime.pretraining.checkpoints import (
 )
 from profusion_cli.runtime.pretraining.log import LOG
 from profusion_cli.runtime.pretraining.loop import run_steps
+from profusion_cli.runtime.pretraining.sources import Pictures, open_pictures
 from profusion_cli.runtime.pretraining.trainer import Trainer, settings_of
 from profusion_cli.runtime.pretraining.work import claimed_work, clear_work
 from profusion_cli.runtime.processes import lost_processes
 from profusion_cli.runtime.weights import pack, promptnet_section
+from profusion_cli.shards import Shards
 
 
 def checkpoint_to_resume(trainer: Trainer, work: Path, listener: Listener) -> Checkpoint | None:
@@ -80,7 +81,7 @@ def parts_of_a_batch(own: PretrainConfig) -> int:
     return min(own.gradient_accumulation, own.batch_size // processes)
 
 
-def manifest_of(trainer: Trainer, dataset: Dataset, name: str, remembered: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_of(trainer: Trainer, pictures: Pictures, name: str, remembered: Mapping[str, Any]) -> dict[str, Any]:
     """What the bundle says of its making; see `pretrain`."""
     config, base = trainer.config, trainer.base
     return {
@@ -88,20 +89,20 @@ def manifest_of(trainer: Trainer, dataset: Dataset, name: str, remembered: Mappi
         "base": base.manifest(base.fingerprints(*parts_for("promptnet"))),
         "config": dict(remembered),
         "seed": config.seed,
-        "inputs": dataset.inputs(name),
+        "inputs": pictures.inputs(name),
         "parents": [],
         "promptnet": promptnet_section(trainer.promptnet),
         "promptnet_source": {
             "weights": "pretrain",
             "steps": config.pretrain.steps,
-            "pictures": len(dataset.paths),
+            **pictures.counts,
         },
     }
 
 
 def pretrain(
     config: Config,
-    listing: Listing,
+    inputs: Listing | Shards,
     name: str,
     remembered: Mapping[str, Any],
     work: Path,
@@ -114,7 +115,7 @@ def pretrain(
 
     Args:
         config: the resolved configuration.
-        listing: the pictures.
+        inputs: the pictures, or tar shards of them.
         name: of the data set, where its pictures are too many to list.
         remembered: the configuration that the bundle remembers.
         work: folder for checkpoints, log and sample sheets.
@@ -129,7 +130,7 @@ def pretrain(
     own, bundle = config.pretrain, None
     placement = resolve_placement(config.device, config.dtype, training=True)
     parts = parts_of_a_batch(own)
-    if cache is not None:
+    if cache is not None and work not in cache.parents:
         make_folder(cache, "cache folder", "Give another --cache.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(repeatable(config.deterministic))
@@ -140,13 +141,13 @@ def pretrain(
         stack.enter_context(lost_processes(accelerator.num_processes))
         if accelerator.is_main_process:  # not before the processes are connected, or the others would wait for it
             stack.enter_context(claimed_work(work, resume, force))
-        dataset, unreadable = read_dataset(accelerator, listing, listener)
-        trainer = Trainer(config, base, accelerator, settings_of(config, base, dataset))
+        pictures = stack.enter_context(open_pictures(base, config, accelerator, inputs, cache, listener))
+        trainer = Trainer(config, base, accelerator, settings_of(config, base, pictures.settings()))
         trainer.prepare(checkpoint_to_resume(trainer, work, listener) if resume else None)
         if accelerator.is_main_process and trainer.start == 0:
             clear_work(work)
         try:
-            last = run_steps(trainer, dataset, cache, work, listener)
+            last = run_steps(trainer, pictures, work, listener)
         finally:
             unprepare(accelerator, trainer.objective)
         summary = {
@@ -155,15 +156,14 @@ def pretrain(
             "resumed_from": trainer.start,
             "last_loss": last[0].loss if last else None,
             "samples_per_second": round(last[1], 3) if last else None,
-            "pictures": len(dataset.paths),
-            "paired": dataset.paired(),
-            "unreadable": unreadable,
+            "units": round(pictures.cost().units),
+            **pictures.summary(),
             "num_processes": accelerator.num_processes,
             "work": str(work),
             "log": str(work / LOG),
         }
         if accelerator.is_main_process:
-            manifest = manifest_of(trainer, dataset, name, remembered)
+            manifest = manifest_of(trainer, pictures, name, remembered)
             files = {PROMPTNET_FILE: pack(trainer.weights(), DTYPES[own.save_dtype])}
             summary["checkpoint"] = str(checkpoint_files(work)[-1])
             bundle = make_bundle(manifest, files)

@@ -8,14 +8,13 @@ from typing import Any
 
 from profusion_cli import __version__
 from profusion_cli.config import SampleConfig
-from profusion_cli.dataset import load_square
 from profusion_cli.images import contact_sheet, encode_png, parameters_text, public_id
 from profusion_cli.mappings import plain
 from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.parts import parts_for
-from profusion_cli.runtime.pretraining.encodings import Encodings
+from profusion_cli.runtime.pretraining.sources import Pictures
 from profusion_cli.runtime.pretraining.trainer import Trainer
 from profusion_cli.runtime.sampling import draw_latents, subject_of, tokenize
 from profusion_cli.samplers import SAMPLERS
@@ -23,7 +22,7 @@ from profusion_cli.samplers import SAMPLERS
 PICTURES = 4
 
 
-def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
+def draw_sheet(trainer: Trainer, pictures: Pictures, number: int) -> bytes:
     """A few pictures, and what "a photo of S*" draws of each by plain classifier-free guidance.
 
     Returns:
@@ -36,23 +35,21 @@ def draw_sheet(trainer: Trainer, encodings: Encodings, number: int) -> bytes:
     promptnet = copy.deepcopy(trainer.promptnet)
     promptnet.load_state_dict(trainer.weights())
     promptnet.eval()
-    chosen = list(encodings.dataset.targets[:PICTURES])
-    views = encodings.views(chosen)
+    squares, views = pictures.examples(PICTURES)
     prompt = parse_prompt(config.concept_prompt)
-    squares, drawn = [], []
+    drawn = []
     trainer.unet.eval()
-    for j, index in enumerate(chosen):
+    for j in range(len(squares)):
         subject = subject_of(base, promptnet, views, j, config.class_word)
         tokens = tokenize(base, prompt, [subject], [config.class_word], settings, config.concept_prompt)
         generators = [picture_generator(config.seed, j)]
         latents = draw_latents(base, trainer.unet, [subject], tokens, settings, plan, guidance, generators)
         drawn += base.decode(latents)
-        squares.append(("", load_square(encodings.dataset, index, config.base.resolution)))
     trainer.unet.train()
     record = _record(trainer, prompt, settings, number)
     used = {"Steps": settings.steps, "Sampler": SAMPLERS["cfg"].label, "CFG scale": f"{guidance[0]:g}"}
     used |= {"Seed": config.seed, "Model": record["base"]["id"]}
-    sheet = contact_sheet([(config.concept_prompt, drawn)], squares)
+    sheet = contact_sheet([(config.concept_prompt, drawn)], [("", square) for square in squares])
     return encode_png(sheet, parameters_text(config.concept_prompt, "", used), record)
 
 

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from profusion_cli.config import Config, PretrainConfig
-from profusion_cli.dataset import Dataset
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.fitting import choose_attention, make_optimizer
 from profusion_cli.runtime.parts import WEIGHTY
@@ -48,8 +47,14 @@ class Average:
             self.weights[name].lerp_(value, 1 - decay)
 
 
-def settings_of(config: Config, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
-    """What the weights after a step depend on beyond rounding: neither the device nor how a batch is split."""
+def settings_of(config: Config, base: BaseModel, pictures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights after a step depend on beyond rounding: neither the device nor how a batch is split.
+
+    Args:
+        config: the resolved configuration.
+        base: the base model.
+        pictures: what they depend on of what is learnt from.
+    """
     own = config.pretrain
     names = ("batch_size", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "ema_decay")
     return {
@@ -63,8 +68,7 @@ def settings_of(config: Config, base: BaseModel, dataset: Dataset) -> dict[str, 
         "base.clip_skip": config.base.clip_skip,
         "base.vision_antialias": config.base.vision_antialias,
         **{f"base.{name} (fingerprint)": digits for name, digits in base.fingerprints(*WEIGHTY).items()},
-        "pictures": len(dataset.paths),
-        "pictures (digest)": dataset.digest,
+        **pictures,
     }
 
 
