@@ -21,6 +21,7 @@ from profusion_cli.runtime.pretraining.interrupts import Interrupts
 from profusion_cli.runtime.pretraining.log import Log
 from profusion_cli.runtime.pretraining.sheet import draw_sheet
 from profusion_cli.runtime.pretraining.sources import Pictures
+from profusion_cli.runtime.pretraining.stream import lost_readers
 from profusion_cli.runtime.pretraining.trainer import Trainer, warmed_up
 from profusion_cli.runtime.processes import lost_processes
 
@@ -97,7 +98,7 @@ def train(
     number, before = trainer.start, time.perf_counter()
     with Interrupts(main and not listener.quiet, accelerator.num_processes) as interrupts:
         try:
-            with lost_processes(accelerator.num_processes):
+            with lost_processes(accelerator.num_processes), lost_readers():
                 for step in steps_of(trainer, batches, work):
                     number = step.number
                     rate = own.batch_size / max(time.perf_counter() - before, 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -99,6 +100,24 @@ def leave_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@contextmanager
+def lost_readers() -> Iterator[None]:
+    """While it lasts, an end of a process that reads is told; torch raises it in the main thread, whatever that does.
+
+    Raises:
+        DeviceError: one has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeviceError(
+            f"A process that reads shards has ended: {first_line(error)}",
+            "It may have lacked memory: lower pretrain.workers, and go on with --resume.",
+        ) from error
+
+
 class StreamBatches:
     """This process's share of the batch of a step, of whatever pictures come next.
 
@@ -135,18 +154,9 @@ class StreamBatches:
 
         Raises:
             InputError: none of all.
-            DeviceError: a process that reads has ended.
         """
         while True:
-            try:
-                one: Streamed = next(self._items)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DeviceError(
-                    f"A process that reads shards has ended: {first_line(error)}",
-                    "It may have lacked memory: lower pretrain.workers, and go on with --resume.",
-                ) from error
+            one: Streamed = next(self._items)
             if one.image is not None:
                 self.read, self._empty = self.read + 1, 0
                 return one.image
