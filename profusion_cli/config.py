@@ -16,6 +16,7 @@ from profusion_cli.mappings import build, plain
 from profusion_cli.plans import EXACT, PlansConfig, SpeedName
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
 from profusion_cli.settings import AUGMENTATION, CONFIGURATION, FUSION, setting
+from profusion_cli.thrift import CHECKPOINTING, OPTIMIZER, PARTS, Checkpointing, OptimizerName, Parts
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 SaveDType = Literal["float16", "bfloat16", "float32"]
@@ -122,9 +123,9 @@ class FinetuneConfig:
     learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
     weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
     max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
-    train: Literal["lora", "promptnet", "qkv", "attention", "unet"] = setting(
+    train: Literal["auto", "lora", "promptnet", "qkv", "attention", "unet"] = setting(
         "What is trained: lora (adapters of PromptNet and of the UNet), or PromptNet and of the UNet nothing "
-        "(promptnet), qkv, attention, or all (unet).",
+        "(promptnet), qkv, attention, or all (unet); auto: attention where it fits the free memory, else lora.",
         "attention",
         flag="--train",
     )
@@ -137,10 +138,9 @@ class FinetuneConfig:
     embedding_l2: float = setting(
         "Lambda of eq. (2); of the pull to the coarse word in textual inversion. 0 is eq. (1).", 0.0, 0
     )
-    gradient_accumulation: int = setting(
-        "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
-    )
-    gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
+    gradient_accumulation: Parts = PARTS
+    gradient_checkpointing: Checkpointing = CHECKPOINTING
+    optimizer: OptimizerName = OPTIMIZER
     save_dtype: SaveDType = setting(
         "Precision in the bundle: float16, bfloat16 or float32.", "float16", flag="--save-dtype"
     )

@@ -217,7 +217,7 @@ def tune(
     accelerator = make_accelerator(placement, min(config.gradient_accumulation, batch_size))
     objective.to(accelerator.device)
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(learned, accelerator, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(learned, accelerator, config.learning_rate, config.weight_decay, config.optimizer)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     size = batch_size * accelerator.num_processes
     done = []
