@@ -21,7 +21,7 @@ REQUIRED = (
     *("psutil", "rich", "typer"),
 )
 """What profusion is installed with."""
-OPTIONAL = ("deepface", "matplotlib", "tensorboard", "hf_xet")
+OPTIONAL = ("bitsandbytes", "deepface", "matplotlib", "tensorboard", "hf_xet")
 MODULES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "cv2")
 """Those whose installed parts are known not to fit together at times."""
 VARIABLES = (

@@ -1,4 +1,4 @@
-"""What of a fine-tuning is left to the machine (`auto`): what is trained, in how many parts, and what is computed twice.
+"""What of a fine-tuning is left to the machine (`auto`): what is trained, in how many parts, what is computed twice.
 
 The first of a short list that fits what the device has free is taken, from the fastest to the smallest.
 """

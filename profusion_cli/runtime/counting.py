@@ -142,24 +142,31 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     Attributes:
         of_copies, of_others: the bytes.
+        largest: of the others.
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], copies: set[int]) -> None:
         super().__init__(self.count, lambda tensor: tensor)
         self._parameters, self._copies = {_key(tensor) for tensor in parameters}, copies
         self._seen: dict[int, torch.Tensor] = {}
-        self.of_copies = self.of_others = 0
+        self.of_copies = self.of_others = self.largest = 0
 
     def count(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count a tensor that is kept, once."""
         key = _key(tensor)
         if key not in self._parameters and key not in self._seen:
             self._seen[key] = tensor
+            size = tensor.untyped_storage().nbytes()
             if key in self._copies:
-                self.of_copies += tensor.untyped_storage().nbytes()
+                self.of_copies += size
             else:
-                self.of_others += tensor.untyped_storage().nbytes()
+                self.of_others += size
+                self.largest = max(self.largest, size)
         return tensor
+
+    def each(self, pictures: int) -> float:
+        """Of the others, for each of so many pictures, with the gradient of the largest in the backward pass."""
+        return (self.of_others + self.largest) / pictures
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,5 @@ def activations(
     with mode, saved:
         objective(batch)
     copies = sum(copy.untyped_storage().nbytes() for copy in mode.copies.values())
-    return Activations(
-        copies,
-        saved.of_others / len(batch),
-        tuple((block.of_copies, block.of_others / len(batch)) for block in blocks),
-    )
+    each = saved.of_others / len(batch) if blocks else saved.each(len(batch))
+    return Activations(copies, each, tuple((block.of_copies, block.each(len(batch))) for block in blocks))
