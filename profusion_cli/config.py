@@ -16,7 +16,16 @@ from profusion_cli.mappings import build, plain
 from profusion_cli.plans import EXACT, PlansConfig, SpeedName
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
 from profusion_cli.settings import AUGMENTATION, CONFIGURATION, FUSION, setting
-from profusion_cli.thrift import CHECKPOINTING, OPTIMIZER, PARTS, Checkpointing, OptimizerName, Parts
+from profusion_cli.thrift import (
+    CHECKPOINTING,
+    OFFLOAD,
+    OPTIMIZER,
+    PARTS,
+    Checkpointing,
+    OffloadName,
+    OptimizerName,
+    Parts,
+)
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 SaveDType = Literal["float16", "bfloat16", "float32"]
@@ -364,11 +373,14 @@ class Config:
         flag="--compile",
         panel=CONFIGURATION,
     )
+    offload: OffloadName = OFFLOAD
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"{name} is empty.", "Give at least one word.")
+        if self.compile and self.offload == "group":
+            raise ConfigError("compile=true and offload=group exclude one another.", "Leave one of them out.")
         if any(character.isspace() for character in self.placeholder):
             raise ConfigError(f"placeholder='{self.placeholder}' contains a space.", "Use a single word.")
 

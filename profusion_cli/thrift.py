@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from profusion_cli.settings import setting
+from profusion_cli.settings import CONFIGURATION, setting
 
 AUTO = "auto"
 Auto = Literal["auto"]
@@ -27,4 +27,11 @@ OPTIMIZER = setting(
     "adamw, or adamw8bit: its state in 8 bits, a quarter of the memory (by bitsandbytes, the extra `eight-bit`).",
     "adamw",
     flag="--optimizer",
+)
+OFFLOAD = setting(
+    "What drawing keeps in main memory: nothing (none), or UNet and PromptNet, which come to the device layer by layer "
+    "(group): slower, same pictures. auto: group on a GPU where they do not fit.",
+    AUTO,
+    flag="--offload",
+    panel=CONFIGURATION,
 )

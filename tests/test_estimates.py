@@ -197,11 +197,13 @@ def test_too_little_is_warned_of(photo, tmp_path, monkeypatch):
 def test_dry_run_tells_and_loads_nothing(photo, hub, monkeypatch):
     """Of a model that would have to be downloaded nothing is known; of a device that is not here, what would be."""
     dry = ("finetune", photo, "--no-augment", "--dry-run", "-o", "x.pfz")
-    assert "is told when the files" in ok(*dry, "--preset", "sd2").stdout and not hub.sent("")
+    assert "is told when the files" in ok(*dry, "--preset", "sd2").stdout and not hub.bodies(("",))
     assert "Needs about" in ok(*dry, "--preset", "tiny-random").stdout
     there = ok(*dry, "--preset", "tiny-random", "--device", "cuda").stdout
     assert "not in this machine" in there and "optimiser" in there
-    assert "where there is a device cuda" in ok(*dry, "--preset", "tiny-random", "--device=cuda", "--train=auto").stdout
+    assert (
+        "no device cuda in this machine" in ok(*dry, "--preset", "tiny-random", "--device=cuda", "--train=auto").stdout
+    )
     assert run(*dry, "--preset", "tiny-random", "--device", "nonsense").exit_code == 6
 
 

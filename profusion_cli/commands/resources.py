@@ -21,6 +21,13 @@ def print_fit(config: Config, augments: bool) -> None:
     print_config(fit.config, fit.lines())
 
 
+def memory_of_drawing(config: Config, subjects: int) -> str:
+    """What drawing so many subjects will need, in a sentence."""
+    from profusion_cli.runtime.choosing import drawing_foreseen
+
+    return drawing_foreseen(config, subjects)
+
+
 def free_bytes(config: Config) -> int:
     """What the device has free, before anything is loaded."""
     from profusion_cli.runtime.device import resolve_device

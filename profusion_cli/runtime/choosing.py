@@ -5,17 +5,18 @@ The first of a short list that fits what the device has free is taken, from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from rich.filesize import decimal
 
+from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config, FinetuneConfig
 from profusion_cli.errors import DeviceError
-from profusion_cli.listener import Listener
+from profusion_cli.listener import Listener, who_hears
 from profusion_cli.runtime.device import DTYPES, Placement, resolve_placement
-from profusion_cli.runtime.estimates import Estimate, finetuning_estimate
+from profusion_cli.runtime.estimates import Estimate, finetuning_estimate, sampling_estimate
 from profusion_cli.runtime.memory import free
 from profusion_cli.runtime.optimizers import check_optimizer
 from profusion_cli.thrift import AUTO
@@ -26,8 +27,11 @@ TRAINED = ("attention", "lora")
 """What `train=auto` may be, in this order."""
 
 
+UNKNOWN = "What it needs of the memory is told when the files that describe its models are here."
+
+
 @dataclass(frozen=True)
-class Fit:
+class MemoryFit:
     """A fine-tuning beside the memory that there is.
 
     Args:
@@ -52,16 +56,16 @@ class Fit:
     def lines(self) -> list[str]:
         """What there is to say of it."""
         lines = [f"Chosen for what is free: {', '.join(self.chosen)}."] if self.chosen else []
+        if self.estimate is None and self.free is None and is_open(self.config.finetune):
+            return [f"What `auto` is hangs on what is free, and there is no device {self.device} in this machine."]
         if self.estimate is None:
-            why = "is told when the files that describe its models are here"
-            if self.free is None and is_open(self.config.finetune):
-                why = f"and what `auto` is, is told where there is a device {self.device}"
-            return [*lines, f"What it will need of the memory {why}."]
-        left = "which is not in this machine" if self.free is None else f"where {decimal(self.free)} are free"
-        return [
-            *lines,
-            f"Needs about {decimal(self.estimate.total)} on {self.device}, {left}: {_parts(self.estimate)}.",
-        ]
+            return [UNKNOWN]
+        return [*lines, f"{_needs(self.estimate.total, self.device, self.free)}: {_parts(self.estimate)}."]
+
+
+def _needs(needed: int, device: str, available: int | None) -> str:
+    left = "which is not in this machine" if available is None else f"where {decimal(available)} are free"
+    return f"Needs about {decimal(needed)} on {device}, {left}"
 
 
 def _parts(estimate: Estimate) -> str:
@@ -97,7 +101,7 @@ def candidates(own: FinetuneConfig) -> Iterator[FinetuneConfig]:
                 yield replace(own, train=train, gradient_checkpointing=twice, gradient_accumulation=parts)
 
 
-def fit(config: Config, augments: bool, placement: Placement, available: int | None) -> Fit:
+def fit(config: Config, augments: bool, placement: Placement, available: int | None) -> MemoryFit:
     """A fine-tuning that fits, as far as it is left to choose.
 
     Args:
@@ -108,20 +112,20 @@ def fit(config: Config, augments: bool, placement: Placement, available: int | N
     """
     own, device = config.finetune, str(placement.device)
     if available is None and is_open(own):
-        return Fit(config, None, device, None)
+        return MemoryFit(config, None, device, None)
     tried, estimate = config, None
     for one in candidates(own):
         tried = replace(config, finetune=one)
         estimate = finetuning_estimate(tried, placement, augments)
         if estimate is None:
-            return Fit(config, None, device, available)
+            return MemoryFit(config, None, device, available)
         if available is not None and _fits(estimate, available):
             break
     names = ("train", "gradient_accumulation", "gradient_checkpointing")
     chosen = tuple(
         f"finetune.{name}={str(getattr(tried.finetune, name)).lower()}" for name in names if getattr(own, name) == AUTO
     )
-    return Fit(tried, estimate, device, available, chosen)
+    return MemoryFit(tried, estimate, device, available, chosen)
 
 
 def _fits(estimate: Estimate, available: int) -> bool:
@@ -148,20 +152,50 @@ def fitted(config: Config, augments: bool, listener: Listener) -> Config:
     return found.config
 
 
-def foreseen(config: Config, augments: bool) -> Fit:
+def offloads(config: Config, placement: Placement, subjects: Sequence[Bundle]) -> bool:
+    """Whether UNet and PromptNet wait in main memory while pictures of subjects are drawn; it is told where that was
+    left to choose."""
+    if config.offload != AUTO:
+        return config.offload == "group"
+    if placement.device.type == "cpu" or config.compile:
+        return False
+    needed, available = sampling_estimate(config, placement, len(subjects)), free(placement.device)
+    if needed is None or needed <= (1 - MARGIN) * available:
+        return False
+    who_hears().note(
+        f"Drawing needs about {decimal(needed)}, and {decimal(available)} are free: UNet and PromptNet wait in main "
+        "memory, which is slower (--offload none keeps them on the device)."
+    )
+    return True
+
+
+def foreseen(config: Config, augments: bool) -> MemoryFit:
     """What a fine-tuning would need, for `--dry-run`: of models that may not be here, on a device that may not be.
 
     Raises:
         DeviceError: a device that there is nowhere.
     """
-    trains = config.finetune.steps > 0
+    return fit(config, augments, *_foreseen_place(config, trains=config.finetune.steps > 0))
+
+
+def drawing_foreseen(config: Config, subjects: int) -> str:
+    """What drawing so many subjects would need, in words; see `foreseen`."""
+    placement, available = _foreseen_place(config, trains=False)
+    needed = sampling_estimate(config, placement, subjects)
+    if needed is None:
+        return UNKNOWN
+    return f"{_needs(needed, str(placement.device), available)}."
+
+
+def _foreseen_place(config: Config, trains: bool) -> tuple[Placement, int | None]:
+    """Where a job would run, and the bytes that are free there; None: it is a GPU that this machine does not have."""
     try:
         placement = resolve_placement(config.device, config.dtype, training=trains)
-        return fit(config, augments, placement, free(placement.device))
+        return placement, free(placement.device)
     except DeviceError:
         if not config.device.startswith(("cuda", "mps")):
             raise
         device, half = torch.device(config.device), torch.bfloat16 if trains else torch.float16
         dtype = half if config.dtype == "auto" else DTYPES[config.dtype]
         autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
-        return fit(config, augments, Placement(device, dtype, dtype, autocast), None)
+        return Placement(device, dtype, dtype, autocast), None

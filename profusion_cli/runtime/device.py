@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from diffusers.hooks import apply_group_offloading
 
 from profusion_cli.errors import DeviceError
 
@@ -158,7 +159,7 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def ready(network: Network, placement: Placement, compiled: bool) -> Network:
+def ready(network: Network, placement: Placement, compiled: bool, offloaded: bool = False) -> Network:
     """A network on the device, in the precision and the order of memory that suit it.
 
     Args:
@@ -166,11 +167,15 @@ def ready(network: Network, placement: Placement, compiled: bool) -> Network:
         placement: where to, and in which precision.
         compiled: by torch.compile, at its first use with each size of its inputs; on a GPU its kernels are replayed
             as CUDA graphs. See `compiling`.
+        offloaded: its layers wait in main memory, and each is on the device while it computes, by diffusers. That is
+            for drawing alone: a backward pass wants the weights where the forward pass had them.
     """
     on_gpu = placement.device.type == "cuda"
-    network = network.to(placement.device, placement.dtype)
+    network = network.to("cpu" if offloaded else placement.device, placement.dtype)
     if on_gpu:
         network = network.to(memory_format=torch.channels_last)
+    if offloaded:
+        apply_group_offloading(network, placement.device, offload_type="leaf_level")
     if compiled:
         network.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)
     return network

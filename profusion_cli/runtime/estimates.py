@@ -107,6 +107,7 @@ def finetuning_estimate(config: Config, placement: Placement, augments: bool) ->
     painted = _painting(config.augment, base.resolution, placement) if augments and config.augment.inpaint else 0
     if painted is None:
         return None
+    painted += _count(_networks(base, placement)["text_encoder"]) * placement.dtype.itemsize if painted else 0
     return Estimate(tuning, painted, _encoding(base, placement, not is_word_method(own.method)))
 
 
