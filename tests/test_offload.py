@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def test_drawing_after_tuning(photo, tmp_path):
 def test_auto_offloads_what_does_not_fit(subject, monkeypatch):
     config, bundle = load_config("tiny-random"), read_bundle(subject.read_bytes(), "me.pfz")
     needed = sampling_estimate(config, GPU, 1)
+    assert sampling_estimate(replace(config, offload="group"), GPU, 1) < 0.8 * needed
     monkeypatch.setattr(choosing, "free", lambda device: int(needed / 0.9) + 10)
     assert not offloads(config, GPU, [bundle]) and offloads(config, GPU, [bundle] * 2)
     monkeypatch.setattr(choosing, "free", lambda device: 0)

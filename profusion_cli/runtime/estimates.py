@@ -120,8 +120,9 @@ def sampling_estimate(config: Config, placement: Placement, subjects: int) -> in
     promptnet = _promptnet(networks, config.promptnet)
     drawn = min(settings.batch_size, settings.num_images)
     height, width = (size or base.resolution for size in (settings.height, settings.width))
-    held = [networks["unet"], *([promptnet] * subjects), networks["text_encoder"]]
-    weights = sum(map(_count, held)) * placement.dtype.itemsize
+    drawn_with = [networks["unet"], *([promptnet] * subjects)]
+    held = max(map(_largest_layer, drawn_with)) if config.offload == "group" else sum(map(_count, drawn_with))
+    weights = (held + _count(networks["text_encoder"])) * placement.dtype.itemsize
     drawing = _drawing(base, placement, drawn * (2 + subjects), height, width)
     decoding = _decoding(base, placement, height, width)
     return weights + max(drawing, decoding + _count(networks["vae"]) * placement.encoder_dtype.itemsize)
@@ -153,6 +154,11 @@ def _shape_of(own: FinetuneConfig) -> FinetuneConfig:
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _largest_layer(network: nn.Module) -> int:
+    """Numbers of the layer that has most."""
+    return max(sum(one.numel() for one in module.parameters(recurse=False)) for module in network.modules())
 
 
 @functools.lru_cache(maxsize=4)
