@@ -119,10 +119,10 @@ MEMORY_HINTS = {
     "pretrain.gradient_checkpointing=true, and go on with --resume.",
     "augment": "Lower --set augment.batch_size, or use plain backgrounds with --no-inpaint.",
     "finetune": "Raise --gradient-accumulation (up to the batch size) or switch on "
-    "--set finetune.gradient_checkpointing=true, or train less with --train promptnet; while inpainting, lower "
+    "--set finetune.gradient_checkpointing=true, or train less with --train lora; while inpainting, lower "
     "--set augment.batch_size.",
-    "sample": "Lower --batch-size, or --width and --height.",
-    "interpolate": "Lower --width and --height.",
+    "sample": "Lower --batch-size, or --width and --height, or use --offload group.",
+    "interpolate": "Lower --width and --height, or use --offload group.",
     "evaluate": "Lower sample.batch_size, or raise finetune.gradient_accumulation, under `settings` in the study; what "
     "is finished is kept.",
 }

@@ -14,11 +14,21 @@ from profusion_cli.errors import ConfigError
 from profusion_cli.lora import AdapterConfig
 from profusion_cli.mappings import build, plain
 from profusion_cli.plans import EXACT, PlansConfig, SolverName, SpeedName
+from profusion_cli.pretraining import PretrainConfig, SaveDType
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, sampler_help
 from profusion_cli.settings import AUGMENTATION, CONFIGURATION, FUSION, setting
+from profusion_cli.thrift import (
+    CHECKPOINTING,
+    OFFLOAD,
+    OPTIMIZER,
+    PARTS,
+    Checkpointing,
+    OffloadName,
+    OptimizerName,
+    Parts,
+)
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
-SaveDType = Literal["float16", "bfloat16", "float32"]
 SEEDS = 2**32 - 1
 
 
@@ -122,9 +132,9 @@ class FinetuneConfig:
     learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
     weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
     max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
-    train: Literal["lora", "promptnet", "qkv", "attention", "unet"] = setting(
+    train: Literal["auto", "lora", "promptnet", "qkv", "attention", "unet"] = setting(
         "What is trained: lora (adapters of PromptNet and of the UNet), or PromptNet and of the UNet nothing "
-        "(promptnet), qkv, attention, or all (unet).",
+        "(promptnet), qkv, attention, or all (unet); auto: attention where it fits the free memory, else lora.",
         "attention",
         flag="--train",
     )
@@ -137,10 +147,9 @@ class FinetuneConfig:
     embedding_l2: float = setting(
         "Lambda of eq. (2); of the pull to the coarse word in textual inversion. 0 is eq. (1).", 0.0, 0
     )
-    gradient_accumulation: int = setting(
-        "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
-    )
-    gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
+    gradient_accumulation: Parts = PARTS
+    gradient_checkpointing: Checkpointing = CHECKPOINTING
+    optimizer: OptimizerName = OPTIMIZER
     save_dtype: SaveDType = setting(
         "Precision in the bundle: float16, bfloat16 or float32.", "float16", flag="--save-dtype"
     )
@@ -204,37 +213,6 @@ class AugmentConfig:
                 f"augment.scale_min={self.scale_min} is more than augment.scale_max={self.scale_max}.",
                 "Exchange them.",
             )
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Pre-training PromptNet on many pictures."""
-
-    steps: int = setting("Optimiser steps.", 80_000, 1, 100_000_000, flag="--steps")
-    batch_size: int = setting("Pictures per step, of all processes together.", 64, 1, 65_536, flag="--batch-size")
-    learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
-    weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
-    max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
-    warmup_steps: int = setting(
-        "Steps in which the learning rate rises from 0.", 0, 0, 100_000_000, flag="--warmup-steps"
-    )
-    ema_decay: float = setting("Average the weights over the steps; 0 is off.", 0.0, 0, 0.999999, flag="--ema-decay")
-    embedding_l2: float = setting(
-        "Lambda of eq. (2), the paper's ablation; 0 is eq. (1).", 0.0, 0, flag="--embedding-l2"
-    )
-    gradient_accumulation: int = setting(
-        "Split each step into so many parts: less memory, same result.", 1, 1, 4096, flag="--gradient-accumulation"
-    )
-    gradient_checkpointing: bool = setting("Compute activations twice: less memory, slower, same result.", False)
-    encode_at_once: int = setting("Pictures encoded at once; changes speed and memory.", 8, 1, 1024)
-    workers: int = setting("Processes that read tar shards, for each one that trains; 0: it does so itself.", 2, 0, 256)
-    checkpoint_every: int = setting("Steps between checkpoints.", 1000, 1, 100_000_000, flag="--checkpoint-every")
-    keep_checkpoints: int = setting("How many are kept.", 2, 1, 1000, flag="--keep-checkpoints")
-    sample_every: int = setting("Steps between sample sheets; 0 draws none.", 0, 0, 100_000_000, flag="--sample-every")
-    sample_steps: int = setting("Sampler steps of the pictures on them.", 20, 1, 1000)
-    save_dtype: SaveDType = setting(
-        "Precision in the bundle: float16, bfloat16 or float32.", "float16", flag="--save-dtype"
-    )
 
 
 @dataclass(frozen=True)
@@ -367,11 +345,14 @@ class Config:
         flag="--compile",
         panel=CONFIGURATION,
     )
+    offload: OffloadName = OFFLOAD
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"{name} is empty.", "Give at least one word.")
+        if self.compile and self.offload == "group":
+            raise ConfigError("compile=true and offload=group exclude one another.", "Leave one of them out.")
         if any(character.isspace() for character in self.placeholder):
             raise ConfigError(f"placeholder='{self.placeholder}' contains a space.", "Use a single word.")
 

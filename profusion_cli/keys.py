@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profusion_cli.config import Config
+from profusion_cli.mappings import words_of
 
 TYPE_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
@@ -60,6 +61,11 @@ class Key:
         return unwrapped(self.hint)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What may be given in place of a value of the type."""
+        return words_of(self.hint)
+
+    @property
     def is_list(self) -> bool:
         return get_origin(self.value_type) is tuple
 
@@ -67,6 +73,8 @@ class Key:
     def type(self) -> str:
         """In words: `number`, `one of a, b`..."""
         inner = self.value_type
+        if self.words:
+            return f"{TYPE_WORDS[inner]}, or {', '.join(self.words)}"
         optional = " or null" if inner is not self.hint else ""
         if get_origin(inner) is Literal:
             return f"one of {', '.join(get_args(inner))}{optional}"

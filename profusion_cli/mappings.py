@@ -19,6 +19,17 @@ LONGEST_SHOWN = 200
 """Characters of a value in a message."""
 
 
+KINDS = {int: "a whole number", bool: "true or false"}
+"""What may be given beside words, for messages."""
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """The words of a type such as `int | Literal["auto"]`, beside its values; none of other types."""
+    own = [option for option in get_args(hint) if option is not type(None)]
+    is_union = get_origin(hint) in (Union, types.UnionType) and len(own) > 1
+    return next((get_args(option) for option in own if is_union and get_origin(option) is Literal), ())
+
+
 class FlagText(str):
     """Text given with `--set`, where `1e-4` may be a number although YAML reads it as text."""
 
@@ -140,9 +151,17 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
         coerced = {key: _coerce(entry, options[-1], f"{full}.{key}") for key, entry in items}
         return coerced if origin is dict else list(coerced.values())
     if origin in (Union, types.UnionType):
-        if value is None:
+        if (words := words_of(hint)) and value in words:
+            return str(value)
+        if value is None and type(None) in options:
             return None
-        return _coerce(value, next(option for option in options if option is not type(None)), full)
+        inner = next(option for option in options if option is not type(None))
+        try:
+            return _coerce(value, inner, full)
+        except ConfigError as error:
+            if not words:
+                raise
+            raise _wrong(full, value, f"{KINDS[inner]}, or {', '.join(words)}") from error
     if origin is Literal:
         if not isinstance(value, str) or value not in options:
             near = difflib.get_close_matches(str(value), options, n=1)

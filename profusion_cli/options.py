@@ -138,7 +138,7 @@ def _parameter(name: str, key: Key) -> inspect.Parameter:
         hint, default = bool, False
     else:
         inner = key.value_type
-        hint, default = (inner if inner in (int, float) else str) | None, None
+        hint, default = (inner if inner in (int, float) and not key.words else str) | None, None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
 
@@ -186,6 +186,8 @@ def _value(key: Key, given: Any) -> Any:
     """The value of a key that an option's text says."""
     if key.is_switch:
         return not key.flag.startswith("--no-")
+    if key.words and key.value_type is int and given.isdecimal():
+        return int(given)
     return numbers(given, key.flag) if key.is_list else given
 
 

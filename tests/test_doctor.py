@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
+from profusion_cli import main_memory
 from profusion_cli.doctor import machine, report, trial
 from profusion_cli.doctor.machine import OPTIONAL, REQUIRED
 from profusion_cli.doctor.presets import stock
@@ -165,13 +166,13 @@ def test_a_default_preset_that_points_nowhere(quick, tmp_path) -> None:
 
 
 def test_a_container_has_the_memory_that_it_may_use(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(machine, "CONTAINER", tmp_path)
-    whole = machine.memory()
+    monkeypatch.setattr(main_memory, "CONTAINER", tmp_path)
+    whole = main_memory.main_memory()
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.memory()["total"] == whole["total"]
+    assert main_memory.main_memory()["total"] == whole["total"]
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
-    assert machine.memory() == {"free": 600_000, "total": 1_000_000}
+    assert main_memory.main_memory() == {"free": 600_000, "total": 1_000_000}
 
 
 def test_noise_is_not_taken_for_a_person() -> None:

@@ -18,16 +18,15 @@ from profusion_cli.commands.common import (
     check_one_stdin,
     decode,
     display_name,
-    print_config,
     quoted,
     read_region,
 )
 from profusion_cli.commands.drawing import Drawing, check_draw, draw_subject, drawn_record, previews_of
 from profusion_cli.commands.each import do_each, names_of, sharing
+from profusion_cli.commands.resources import estimate, free_bytes, memory_words, print_fit, usage
 from profusion_cli.console import Output
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
-from profusion_cli.jobs.summaries import size_words
 from profusion_cli.methods import PROFUSION, is_word_method
 
 if TYPE_CHECKING:
@@ -237,8 +236,9 @@ def finetune(
         check_target(preview, force)
 
     from profusion_cli.jobs.models import SubjectModels
-    from profusion_cli.jobs.subject import check_inputs, make_subject
+    from profusion_cli.jobs.subject import check_inputs, is_augmented, make_subject
 
+    before = free_bytes(config) if as_json and not dry_run else None
     decoded = [
         item if item in bundles else decode(read_source(source) if item is None else item, source, output)
         for source, item in zip(photos, inputs, strict=True)
@@ -247,7 +247,7 @@ def finetune(
     targets = plan_targets(drawing.folder, prompts, config, force, as_json) if prompts else {}
     if dry_run:
         check_inputs(decoded, config, not no_augment, dropped)
-        print_config(config)
+        print_fit(config, not no_augment and is_augmented(decoded, config))
         return
     if bundles:
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
@@ -264,7 +264,7 @@ def finetune(
     seconds = time.perf_counter() - started
     record = {"path": target, **summary(made, config), **drawn_record(drawn, preview)}
     used = usage(config, seconds)
-    output.record({**record, **used})
+    output.record({**record, "free_bytes": before, **used})
     example = f'profusion sample {quoted(target)} "{config.placeholder} in anime style"'
     output.finished(seconds, "" if target == STDIO else example, memory_words(used))
 
@@ -301,8 +301,10 @@ def tune_each(
     sheets = {photo: drawing.preview(target) for photo, target in targets.items()}
     check_apart(photos, [*targets.values(), *filter(None, sheets.values())])
     if dry_run:
-        print_config(config)
+        print_fit(config, augment and config.finetune.method == PROFUSION and config.finetune.steps > 0)
         return
+
+    before = free_bytes(config) if output.as_json else None
 
     def do(photo: str) -> dict[str, Any]:
         target, sheet, prompts = targets[photo], sheets[photo], drawing.prompts
@@ -324,23 +326,9 @@ def tune_each(
         return
     seconds = time.perf_counter() - started
     used = usage(config, seconds)
-    output.record({"path": folder, **outcome.as_dict(), **used})
+    output.record({"path": folder, **outcome.as_dict(), "free_bytes": before, **used})
     output.finished(seconds, memory=memory_words(used))
     outcome.check()
-
-
-def usage(config: Config, seconds: float) -> dict[str, Any]:
-    """What `--json` says of time and memory."""
-    from profusion_cli.runtime.device import resolve_device
-    from profusion_cli.runtime.memory import peak
-
-    return {"peak_bytes": peak(resolve_device(config.device)), "seconds": round(seconds, 2)}
-
-
-def memory_words(used: Mapping[str, Any]) -> str:
-    """The most memory that was held at once, of `usage`, for people; empty where it is not known."""
-    most = used["peak_bytes"]
-    return "" if most is None else size_words(most)
 
 
 def summary(made: Bundle, config: Config) -> dict[str, Any]:
@@ -354,4 +342,5 @@ def summary(made: Bundle, config: Config) -> dict[str, Any]:
         "steps": config.finetune.steps,
         "first_loss": losses["first"],
         "last_loss": losses["last"],
+        "estimate": estimate(made, config),
     }

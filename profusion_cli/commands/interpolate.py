@@ -34,7 +34,7 @@ BETWEEN = (0.5, 0.5)
 
 
 @options.takes(
-    *("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile"),
+    *("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile", "offload"),
     without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(

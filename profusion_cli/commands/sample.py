@@ -23,6 +23,7 @@ from profusion_cli.commands.common import (
     split_arguments,
 )
 from profusion_cli.commands.each import do_each, names_of, sharing
+from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 SHEET_CELL = 256
 
 
-@options.takes("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile")
+@options.takes(
+    "sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile", "offload"
+)
 def sample(
     arguments: Annotated[
         list[str],
@@ -128,7 +131,8 @@ def sample(
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
         if dry_run:
             scales, _ = subject_weights(config.sample, len(bundles))
-            print_config(config, plan_remarks(config, bundles, texts, scales))
+            remarks = [*plan_remarks(config, bundles, texts, scales), memory_of_drawing(config, len(bundles))]
+            print_config(config, remarks)
             return
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
         for picture in pictures:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import tempfile
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -14,6 +13,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from profusion_cli.errors import OutputError, ProfusionError, UnavailableError
+from profusion_cli.main_memory import main_memory
 
 REQUIRED = (
     *("torch", "torchvision", "diffusers", "transformers", "accelerate", "huggingface_hub", "peft", "safetensors"),
@@ -21,7 +21,7 @@ REQUIRED = (
     *("psutil", "rich", "typer"),
 )
 """What profusion is installed with."""
-OPTIONAL = ("deepface", "matplotlib", "tensorboard", "hf_xet", "webdataset", "braceexpand")
+OPTIONAL = ("bitsandbytes", "deepface", "matplotlib", "tensorboard", "hf_xet", "webdataset", "braceexpand")
 MODULES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "cv2")
 """Those whose installed parts are known not to fit together at times."""
 VARIABLES = (
@@ -29,8 +29,6 @@ VARIABLES = (
     *("PROFUSION_PRESET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONOPTIMIZE", "HTTPS_PROXY"),
 )
 """Variables of the environment whose presence explains much; their values are nobody's business."""
-CONTAINER = Path("/sys/fs/cgroup")
-"""Where Linux tells what a container may use."""
 LEAST = 100_000_000
 """Bytes without which next to nothing can be written."""
 
@@ -99,26 +97,12 @@ def broken_libraries() -> list[Trouble]:
     return troubles
 
 
-def memory() -> dict[str, int]:
-    """Main memory in bytes, free and in all; of a container's limit, where there is one."""
-    import psutil
-
-    whole = psutil.virtual_memory()
-    try:
-        limit = int((CONTAINER / "memory.max").read_text())
-        used = re.search(r"^anon (\d+)$", (CONTAINER / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # no container, or one without a limit
-        return {"free": whole.available, "total": whole.total}
-    left = limit - int(used[1]) if used else limit
-    return {"free": max(min(whole.available, left), 0), "total": min(whole.total, limit)}
-
-
 def devices() -> list[dict[str, Any]]:
     """The CPU and the GPUs, with their memory in bytes."""
     import torch
 
     what = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    found: list[dict[str, Any]] = [{"name": "cpu", "what": what, **memory()}]
+    found: list[dict[str, Any]] = [{"name": "cpu", "what": what, **main_memory()}]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)

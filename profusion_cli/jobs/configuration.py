@@ -16,7 +16,7 @@ from profusion_cli.launcher import process_count
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 
-MACHINES_OWN = ("device", "dtype", "seed", "deterministic", "compile")
+MACHINES_OWN = ("device", "dtype", "seed", "deterministic", "compile", "offload")
 """Keys that no bundle remembers."""
 HOW_MUCH = ("num_images", "batch_size", "width", "height")
 """Keys of `sample` that a bundle does not decide: how much is drawn, and at once, is the user's affair."""

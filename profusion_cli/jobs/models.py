@@ -26,12 +26,21 @@ class SubjectModels:
 
     def __init__(self, config: Config, listener: Listener) -> None:
         self._config, self._listener, self._stack = config, listener, ExitStack()
+        self._is_fitted = False
 
     def __enter__(self) -> SubjectModels:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def fitted(self, augments: bool) -> Config:
+        """The configuration of all subjects, chosen for the memory that is free before the first one."""
+        from profusion_cli.runtime.choosing import fitted
+
+        if not self._is_fitted:
+            self._config, self._is_fitted = fitted(self._config, augments, self._listener), True
+        return self._config
 
     @cached_property
     def tuner(self) -> Tuner:

@@ -172,10 +172,12 @@ def make_subject(
         return kept(augmented.images, drop)
 
     with listener.working(LIBRARIES):
+        from profusion_cli.runtime.choosing import fitted
         from profusion_cli.runtime.needs import finetuning_needs, provide
         from profusion_cli.runtime.subjects import tune_subject
 
     provide(finetuning_needs(config, augments=moved is not None))
+    config = models.fitted(moved is not None) if models else fitted(config, moved is not None, listener)
     if models is None:
         tuned = tune_subject(config, read.squares, further, listener, previews)
     else:

@@ -20,12 +20,7 @@ from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.descriptions import describe_part, misfit
 from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
 from profusion_cli.runtime.finding import find_files
-from profusion_cli.runtime.hub import (
-    Files,
-    Source,
-    fingerprint,
-    fingerprint_of,
-)
+from profusion_cli.runtime.hub import Files, Source, fingerprint, fingerprint_of
 from profusion_cli.runtime.parts import PARTS, title_of
 from profusion_cli.runtime.pixels import clip_pixels, pixel_batches
 from profusion_cli.runtime.schedule import check_schedule
@@ -252,6 +247,11 @@ class BaseModel:
             path, part = self.files(name).folder / PARTS[name].required[-1], PARTS[name]
             self._described[name] = describe_part(path, part.cls, part.section, self._another(name))
         return self._described[name]
+
+    @property
+    def image_token_dim(self) -> int:
+        """Width of the vision tower's hidden states, which is not loaded for it."""
+        return self._settings("vision")["hidden_size"]
 
     @property
     def vae_scaling_factor(self) -> float:

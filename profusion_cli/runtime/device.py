@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from diffusers.hooks import apply_group_offloading
 
 from profusion_cli.errors import DeviceError
 
@@ -158,13 +159,18 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def arranged(network: Network, device: torch.device) -> Network:
-    """A network on the device, on a GPU in the order of memory that its convolutions want; changed in place."""
-    network = network.to(device)
+def arranged(network: Network, device: torch.device, offloaded: bool = False) -> Network:
+    """A network on the device, on a GPU in the order of memory that its convolutions want; changed in place.
+
+    Args:
+        network, device: see above.
+        offloaded: it waits in main memory for the device.
+    """
+    network = network.to("cpu" if offloaded else device)
     return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
 
-def ready(network: Network, placement: Placement, compiled: bool) -> Network:
+def ready(network: Network, placement: Placement, compiled: bool, offloaded: bool = False) -> Network:
     """A network on the device, in the precision and the order of memory that suit it.
 
     Args:
@@ -172,8 +178,12 @@ def ready(network: Network, placement: Placement, compiled: bool) -> Network:
         placement: where to, and in which precision.
         compiled: by torch.compile, at its first use with each size of its inputs; on a GPU its kernels are replayed
             as CUDA graphs. See `compiling`.
+        offloaded: its layers wait in main memory, and each is on the device while it computes, by diffusers. That is
+            for drawing alone: a backward pass wants the weights where the forward pass had them.
     """
-    network = arranged(network.to(placement.device, placement.dtype), placement.device)
+    network = arranged(network.to(placement.dtype), placement.device, offloaded)
+    if offloaded:
+        apply_group_offloading(network, placement.device, offload_type="leaf_level")
     if compiled:
         network.compile(dynamic=False, mode="reduce-overhead" if placement.device.type == "cuda" else None)
     return network

@@ -24,6 +24,8 @@ from torch import nn
 from profusion_cli.errors import DivergedError, out_of_memory
 from profusion_cli.listener import who_hears
 from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory, to_device
+from profusion_cli.runtime.optimizers import eight_bit_adamw
+from profusion_cli.thrift import OptimizerName
 
 REPEATED = "gradients overflowed in float16, and the step was done again with a smaller scale."
 SMALLER = (
@@ -156,13 +158,22 @@ class Step:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], accelerator: Accelerator, learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW in one kernel, which needs no memory beside its state.
+    parameters: Iterable[nn.Parameter],
+    accelerator: Accelerator,
+    learning_rate: float,
+    weight_decay: float,
+    name: OptimizerName = "adamw",
+) -> torch.optim.Optimizer:
+    """AdamW in one kernel, which needs no memory beside its state; or the one in 8 bits.
 
-    Not where gradients are scaled, in float16: accelerate does not learn of the steps that a fused optimiser leaves out
-    because they overflow.
+    Backward passes are not fused with it: gradients would be gone before parts of a batch are added up, and before
+    their norm is known, which clips them all together.
+
+    Not in one kernel where gradients are scaled, in float16: accelerate does not learn of the steps that a fused
+    optimiser leaves out because they overflow.
     """
+    if name == "adamw8bit":
+        return eight_bit_adamw(parameters, learning_rate, weight_decay)
     fused = accelerator.scaler is None
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 

@@ -1,4 +1,4 @@
-"""How much memory was held at once, at most."""
+"""How much memory was held at once, at most, and how much is free."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from profusion_cli.main_memory import main_memory
 
 
 def forget_peak(device: torch.device) -> None:
@@ -28,3 +30,12 @@ def peak(device: torch.device) -> int | None:
     except OSError:
         found = None
     return int(found[1]) * 1024 if found and device.type == "cpu" else None
+
+
+def free(device: torch.device) -> int:
+    """Bytes that the device has free: of a GPU's memory, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return main_memory()["free"]

@@ -144,35 +144,40 @@ def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
 
 def random_models(size: str, seed: int, inpainting: bool) -> dict[str, nn.Module]:
     """The networks of a random base."""
-    parts = ARCHITECTURES[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        models = {
-            "unet": UNet2DConditionModel(
-                down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-                up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-                use_linear_projection=True,
-                in_channels=9 if inpainting else 4,
-                **parts["unet"],
-            ),
-            "vae": AutoencoderKL(
-                down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, **parts["vae"]
-            ),
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=49408,
-                    max_position_embeddings=77,
-                    hidden_act="gelu",
-                    bos_token_id=0,
-                    eos_token_id=2,
-                    pad_token_id=1,
-                    **parts["text_encoder"],
-                )
-            ),
-        }
-        if not inpainting:
-            vision = CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
-            models["vision"] = CLIPVisionModel(vision)
+        return networks_of(size, inpainting)
+
+
+def networks_of(size: str, inpainting: bool) -> dict[str, nn.Module]:
+    """Networks of that size, as their libraries start them."""
+    parts = ARCHITECTURES[size]
+    models = {
+        "unet": UNet2DConditionModel(
+            down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            use_linear_projection=True,
+            in_channels=9 if inpainting else 4,
+            **parts["unet"],
+        ),
+        "vae": AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, **parts["vae"]
+        ),
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                max_position_embeddings=77,
+                hidden_act="gelu",
+                bos_token_id=0,
+                eos_token_id=2,
+                pad_token_id=1,
+                **parts["text_encoder"],
+            )
+        ),
+    }
+    if not inpainting:
+        vision = CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **parts["vision"])
+        models["vision"] = CLIPVisionModel(vision)
     return models
 
 

@@ -21,6 +21,7 @@ from profusion_cli.plans import Plan, plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.changes import adapted_promptnet, read_changes, tuned_weights
+from profusion_cli.runtime.choosing import offloads
 from profusion_cli.runtime.denoiser import (
     PromptDenoiser,
     PromptNetSubject,
@@ -200,6 +201,7 @@ class Sampler:
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
         self._compiled, self._at_once = config.compile, sys.maxsize
+        self._offloaded = offloads(config, base.placement, bundles)
         self.concept_prompt = config.concept_prompt
         self.plan = plan_of(config)
         self.timesteps = base.timesteps(self.plan.schedule)
@@ -220,7 +222,7 @@ class Sampler:
         before = {name: parameters[name].detach().clone() for name in changed}
         self._tuned = partial(tuned_weights, before, changes)
         with quiet_libraries():
-            self.unet = ready(unet, base.placement, config.compile)
+            self.unet = ready(unet, base.placement, config.compile, self._offloaded)
 
     def _load_subject(self, bundle: Bundle, parent: PromptNetSource, class_word: str, reference: int) -> Subject:
         if WORD_FILE in bundle.files:
@@ -235,7 +237,7 @@ class Sampler:
                 f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
                 "Set sample.reference to one that it has.",
             )
-        promptnet = ready(promptnet, self.base.placement, self._compiled)
+        promptnet = ready(promptnet, self.base.placement, self._compiled, self._offloaded)
         return subject_of(self.base, promptnet, views, reference, class_word)
 
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:

@@ -242,7 +242,7 @@ def load_promptnet(config: PromptNetSource, base: BaseModel, seed: int) -> Loade
     if config.weights == UNTRAINED:
         promptnet = PromptNet.from_unet(
             base.unet,
-            image_token_dim=base.vision.config.hidden_size,
+            image_token_dim=base.image_token_dim,
             embedding_dim=base.text.embedding_dim,
             region_kernel_size=config.region_kernel_size,
             region_proj_channels=config.region_proj_channels,
@@ -288,7 +288,7 @@ def check_fit(promptnet: PromptNet, base: BaseModel, with_vision: bool = True) -
         "latent channels": (promptnet.conv_in.in_channels, base.unet.config.in_channels),
     }
     if with_vision:
-        pairs["image tokens"] = (promptnet.config.image_token_dim, base.vision.config.hidden_size)
+        pairs["image tokens"] = (promptnet.config.image_token_dim, base.image_token_dim)
     for what, (own, theirs) in pairs.items():
         if own != theirs:
             raise BundleError(
