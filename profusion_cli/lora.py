@@ -9,11 +9,18 @@ from profusion_cli.settings import setting
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Low-rank adapters, which `finetune.train=lora` trains in place of whole weights (LoRA, arXiv 2106.09685)."""
+    """Low-rank adapters, which `finetune.train=lora` trains in place of whole weights (LoRA, arXiv 2106.09685).
+
+    That they want ten times the learning rate of whole weights, whatever the rank, is what
+    https://thinkingmachines.ai/blog/lora found for language models.
+    """
 
     rank: int = setting("Rank of every adapter of --train lora.", 16, 1, 256, flag="--rank")
     alpha: float | None = setting(
         "What an adapter does is multiplied by alpha / rank; null: alpha is the rank.", None, 0
+    )
+    learning_rate_scale: float = setting(
+        "Adapters learn at finetune.learning_rate times this: they want a higher one than whole weights.", 10.0, 0, 1000
     )
     targets: tuple[str, ...] = setting(
         "What layers of the UNet and of PromptNet have one: those whose name, or that of what holds them, ends so.",

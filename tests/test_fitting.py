@@ -164,16 +164,14 @@ def test_a_step_waits_for_the_device_once(base_folder, monkeypatch, method, sett
 @pytest.mark.parametrize(
     ("method", "settings", "backend"),
     [
-        ("profusion", {}, "eager"),
-        pytest.param("profusion", {}, "inductor", marks=pytest.mark.slow),
-        pytest.param(
-            "profusion", {"train": "lora", "gradient_checkpointing": True}, "inductor", marks=pytest.mark.slow
-        ),
+        pytest.param("profusion", {}, "aot_eager", marks=pytest.mark.slow),
+        ("profusion", {"train": "lora", "gradient_checkpointing": True}, "eager"),
         pytest.param("textual-inversion", {}, "eager", marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_objective_trains_the_same(base_folder, monkeypatch, method, settings, backend):
-    """It is compiled once; with the code that is compiled by default, and traced alone, which takes less time."""
+    """It is compiled once; forwards and backwards (aot_eager), or forwards alone, which takes less time. No code is made
+    of it, which takes minutes."""
     plain, compiled, graphs = torch.nn.Module.compile, [], []
     compile_graph = torch._dynamo.lookup_backend(backend)
 

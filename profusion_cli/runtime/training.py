@@ -223,7 +223,8 @@ def tune(
     if compiled:
         objective.compile(dynamic=False)
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(learned, accelerator, config.learning_rate, config.weight_decay, config.optimizer)
+    learning_rate = config.learning_rate * (config.adapters.learning_rate_scale if trained.adapters else 1)
+    optimizer = make_optimizer(learned, accelerator, learning_rate, config.weight_decay, config.optimizer)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     size = batch_size * accelerator.num_processes
     done = []
