@@ -269,7 +269,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
         original = getattr(cls, method)
 
         def counted(self, *args, **kwargs):
-            log[name, batch_of(args)] += not args[0].is_meta  # where memory is counted, and nothing computed
+            if not args[0].is_meta:  # else memory is counted, and nothing computed
+                log[name, batch_of(args)] += 1
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(cls, method, counted)

@@ -170,8 +170,8 @@ def test_a_step_waits_for_the_device_once(base_folder, monkeypatch, method, sett
     ],
 )
 def test_a_compiled_objective_trains_the_same(base_folder, monkeypatch, method, settings, backend):
-    """It is compiled once; forwards and backwards (aot_eager), or forwards alone, which takes less time. No code is made
-    of it, which takes minutes."""
+    """It is compiled once: forwards and backwards (aot_eager), or forwards alone, which takes less time; making code of
+    it would take minutes."""
     plain, compiled, graphs = torch.nn.Module.compile, [], []
     compile_graph = torch._dynamo.lookup_backend(backend)
 

@@ -260,9 +260,9 @@ def _objective(
     base: BaseConfig,
 ) -> tuple[nn.Module, Batch]:
     tokens = Tokens((0,) * PROMPT_TOKENS, ((PROMPT_TOKENS - 2, 0),))
-    layout = text.layout(tokens, {0: 1}, shift_positions=True)
-    objective = TrainingObjective(promptnet, unet, text, layout, torch.empty(1000), "epsilon")
     latents, vision = _latents(networks, base.resolution), networks["vision"].config
+    layout = text.layout(tokens, {0: promptnet.tokens_for(latents.shape[-1])}, shift_positions=True)
+    objective = TrainingObjective(promptnet, unet, text, layout, torch.empty(1000), "epsilon")
     image_tokens = torch.empty(PICTURES, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
     return objective, Batch(latents, image_tokens, latents, latents, torch.empty(PICTURES, dtype=torch.int64))
 
