@@ -27,7 +27,7 @@ from profusion_cli.runtime.training import select_trainable
 from profusion_cli.runtime.weights import pack
 from tests.conftest import ok, run
 
-TUNED = ("--preset", "tiny-random", "--train", "lora", "--no-augment", "--steps", 2, "--lr", "1e-2", "--rank", 4)
+TUNED = ("--preset", "tiny-random", "--train", "lora", "--no-augment", "--steps", 2, "--lr", "1e-3", "--rank", 4)
 DRAWN = ("S* in style", "--steps", 10)
 
 
@@ -119,6 +119,17 @@ def test_adapters_alone_are_trained(networks):
     required = {name for network in networks.values() for name, one in network.named_parameters() if one.requires_grad}
     chosen.adapters.take()
     assert required and all("lora_" in name for name in required)
+
+
+def test_adapters_learn_at_ten_times_the_rate(photo, parent, tmp_path):
+    def adapters(name: str, *options: object) -> bytes:
+        ok("finetune", photo, *TUNED, "--promptnet", parent, *options, "-o", tmp_path / name)
+        return bundle_of(tmp_path / name).read(ADAPTERS_FILE)
+
+    scale = "finetune.adapters.learning_rate_scale"
+    default = adapters("default.pfz")
+    assert adapters("scaled.pfz", "--lr", "1e-2", "--set", f"{scale}=1") == default
+    assert adapters("slower.pfz", "--set", f"{scale}=1") != default
 
 
 def test_the_seed_decides_adapters(networks):
