@@ -17,7 +17,7 @@ from torch import nn
 from profusion_cli.config import AugmentConfig, BaseConfig, Config, FinetuneConfig, PromptNetSource
 from profusion_cli.methods import is_word_method
 from profusion_cli.runtime.architecture import PromptNetConfig, unet_architecture
-from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
+from profusion_cli.runtime.backbone import PLAIN_TRANSFORMERS, BaseModel, quiet_libraries
 from profusion_cli.runtime.baselines import LearnedWord, WordBatch, WordObjective
 from profusion_cli.runtime.counting import Activations, LikeDevice, Peak, activations
 from profusion_cli.runtime.descriptions import describe_part
@@ -196,7 +196,8 @@ def _described(model: BaseModel) -> Mapping[str, nn.Module] | None:
 def _network(cls: Any, settings: Mapping[str, Any]) -> nn.Module:
     if issubclass(cls, UNet2DConditionModel | AutoencoderKL):
         return cls.from_config(settings)
-    return cls(cls.config_class.from_dict(settings))
+    plain = {"attn_implementation": PLAIN_TRANSFORMERS["attn_implementation"]}  # no code that a description names
+    return cls(cls.config_class.from_dict({**settings, **plain}))
 
 
 def _promptnet(networks: Mapping[str, nn.Module], source: PromptNetSource) -> PromptNet:
