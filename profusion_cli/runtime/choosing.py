@@ -15,7 +15,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config, FinetuneConfig
 from profusion_cli.errors import DeviceError
 from profusion_cli.listener import Listener, who_hears
-from profusion_cli.runtime.device import DTYPES, Placement, resolve_placement
+from profusion_cli.runtime.device import DTYPES, Placement, placement_in, resolve_placement
 from profusion_cli.runtime.estimates import Estimate, finetuning_estimate, sampling_estimate
 from profusion_cli.runtime.memory import free
 from profusion_cli.runtime.optimizers import check_optimizer
@@ -195,7 +195,6 @@ def _foreseen_place(config: Config, trains: bool) -> tuple[Placement, int | None
     except DeviceError:
         if not config.device.startswith(("cuda", "mps")):
             raise
-        device, half = torch.device(config.device), torch.bfloat16 if trains else torch.float16
+        half = torch.bfloat16 if trains else torch.float16
         dtype = half if config.dtype == "auto" else DTYPES[config.dtype]
-        autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
-        return Placement(device, dtype, dtype, autocast), None
+        return placement_in(torch.device(config.device), dtype), None

@@ -89,6 +89,11 @@ def resolve_placement(device_name: str, dtype_name: str, training: bool) -> Plac
             f"float16 training needs a CUDA GPU, and the device is {device}.",
             "Use --dtype bfloat16 or --dtype float32.",
         )
+    return placement_in(device, dtype)
+
+
+def placement_in(device: torch.device, dtype: torch.dtype) -> Placement:
+    """On a device, which need not be in this machine, in one of `DTYPES`."""
     encoder_dtype = torch.float16 if dtype == torch.bfloat16 and device.type != "cpu" else dtype
     autocast = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     return Placement(device, dtype, encoder_dtype, autocast)
