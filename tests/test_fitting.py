@@ -25,6 +25,7 @@ from tests.test_speed import WAITED_FOR
 from tests.test_training import make_base, make_promptnet, make_views
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("meta")  # any other than the CPU
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def test_a_batch_is_prepared_while_the_step_before_it_is_taken():
         return numbers(step)
 
     taken = []
-    for step, batch in ahead(batches, range(1, 4), CPU):
+    for step, batch in ahead(batches, range(1, 4), DEVICE):
         taken.append((step, int(batch.number)))
         if step < 3:
             assert begun[step + 1].wait(30)
         assert not begun[step + 2 if step < 3 else 4].is_set()
     assert taken == [(1, 1), (2, 2), (3, 3)]
-    assert list(ahead(batches, range(3, 3), CPU)) == []
+    assert list(ahead(batches, range(3, 3), DEVICE)) == []
 
 
 def test_a_batch_that_cannot_be_had_is_told_in_its_step():
@@ -64,7 +65,7 @@ def test_a_batch_that_cannot_be_had_is_told_in_its_step():
             raise OSError("gone")
         return numbers(step)
 
-    prepared = ahead(batches, range(4), CPU)
+    prepared = ahead(batches, range(4), DEVICE)
     assert [next(prepared)[0], next(prepared)[0]] == [0, 1]
     with pytest.raises(OSError, match="gone"):
         next(prepared)
@@ -72,7 +73,7 @@ def test_a_batch_that_cannot_be_had_is_told_in_its_step():
 
 def test_an_interrupted_step_ends_the_thread_too():
     def interrupted() -> None:
-        prepared = ahead(numbers, range(4), CPU)
+        prepared = ahead(numbers, range(4), DEVICE)
         try:
             next(prepared)
             raise KeyboardInterrupt
@@ -94,8 +95,19 @@ def test_the_thread_tells_whom_its_caller_tells():
 
     listener = Listener()
     with hearing(listener):
-        list(ahead(batches, range(2), CPU))
+        list(ahead(batches, range(2), DEVICE))
     assert heard == [listener, listener]
+
+
+def test_no_thread_beside_the_steps_of_a_cpu():
+    by: list[threading.Thread] = []
+
+    def batches(step: int) -> Numbers:
+        by.append(threading.current_thread())
+        return numbers(step)
+
+    assert [(step, int(batch.number)) for step, batch in ahead(batches, range(1, 4), CPU)] == [(1, 1), (2, 2), (3, 3)]
+    assert by == [threading.current_thread()] * 3
 
 
 def test_what_is_read_stays_on_the_cpu():

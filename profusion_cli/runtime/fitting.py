@@ -74,8 +74,12 @@ def ahead(
 ) -> Generator[tuple[int, Tensors], None, None]:
     """Steps and their batches, ready to go to the device; a thread prepares each while the step before it is taken.
 
-    What goes wrong there is raised where the batch is asked for.
+    What goes wrong there is raised where the batch is asked for. No thread for a CPU, which takes the step as well:
+    OpenMP would have more threads than there are cores, and every kernel of the step would wait longer for its own.
     """
+    if device.type == "cpu":
+        yield from ((step, batches(step)) for step in steps)
+        return
 
     def prepare(step: int) -> Tensors:
         batch = batches(step)
@@ -289,7 +293,8 @@ def fit(
     Args:
         accelerator: from `make_accelerator`; its gradient accumulation splits every batch.
         objective, optimizer: the loss and the optimiser of the trained parameters, both prepared by it.
-        batches: this process's share of the batch of a step (from 0), on the CPU; called by a thread, a step ahead.
+        batches: this process's share of the batch of a step (from 0), on the CPU; called a step ahead by a thread,
+            where the device is not the CPU.
         batch_size: of the shares of all processes together.
         steps: the step to stop at.
         max_grad_norm: clips the gradients of all trained parameters together; 0 does not clip.
