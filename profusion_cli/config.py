@@ -130,6 +130,11 @@ class FinetuneConfig:
     steps: int = setting("Optimiser steps; 0 keeps PromptNet as it is (tuning-free).", 50, 0, 1_000_000, flag="--steps")
     batch_size: int = setting("Pictures per step.", 8, 1, 4096, flag="--batch-size")
     learning_rate: float = setting("Learning rate.", 2.0e-5, 0, 1, flag="--lr")
+    draws: Literal["independent", "stratified"] = setting(
+        "Views and timesteps of a step are independent of one another; or stratified: a timestep from each of "
+        "as many equal spans, and no view twice before all have come, so that fewer pictures say as much.",
+        "independent",
+    )
     weight_decay: float = setting("AdamW's weight decay.", 0.01, 0, 1)
     max_grad_norm: float = setting("Gradients are clipped to this norm; 0 clips nothing.", 1.0, 0)
     train: Literal["auto", "lora", "promptnet", "qkv", "attention", "unet"] = setting(

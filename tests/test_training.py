@@ -363,6 +363,7 @@ def plain_digests(photo, tmp_path_factory) -> dict[str, str]:
         ["--train", "promptnet"],
         ["--train", "qkv"],
         ["--save-dtype", "bfloat16"],
+        ["--set", "finetune.draws=stratified"],
         ["--set", "finetune.weight_decay=0.5"],
         ["--set", "finetune.max_grad_norm=0.001"],
         ["--set", "concept_prompt=a painting of S*"],

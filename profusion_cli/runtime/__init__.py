@@ -5,8 +5,8 @@
 - the base model: `backbone`, made of `parts`, built by `random_base` or found (`hub`, `finding`), and told of by
   `descriptions`; `text`; `pixels`, as they are encoded; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
-- training: `fitting` (any loop), `optimizers`, `training` (one subject), `adapters`, `baselines`, `subjects`,
-  `previewing`, and the folder `pretraining`
+- training: `fitting` (any loop), `optimizers`, `draws` (its random numbers), `training` (one subject), `adapters`,
+  `baselines`, `subjects`, `previewing`, and the folder `pretraining`
 - memory before anything is loaded: `counting` (tensors without memory), `estimates` (what a job will need), `choosing`
   (what fits)
 - between disk and memory: `weights`, `changes` and their `compression`, `views`, `official`

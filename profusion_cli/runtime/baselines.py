@@ -14,6 +14,7 @@ from profusion_cli.errors import ConfigError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import step_generator
+from profusion_cli.runtime.draws import draw_indices, draw_timesteps
 from profusion_cli.runtime.fitting import Tensors
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2, prior_preservation_loss
 from profusion_cli.runtime.model import Conditioning, predict
@@ -145,11 +146,15 @@ def draw_word_batch(
     generator: torch.Generator,
     scaling_factor: float,
     train_timesteps: int,
+    stratified: bool = False,
 ) -> WordBatch:
-    """So many pictures of the subject and, in turn with them, as many of its class where there are any."""
+    """So many pictures of the subject and, in turn with them, as many of its class where there are any.
+
+    Views and timesteps are drawn as in `draw_batch`.
+    """
 
     def latents(chosen: Views) -> torch.Tensor:
-        index = torch.randint(len(chosen), (size,), generator=generator)
+        index = draw_indices(size, len(chosen), generator, stratified)
         noise = torch.randn((size, *views.latents_mean.shape[1:]), generator=generator)
         return chosen.draw_latents(index, noise, scaling_factor)
 
@@ -159,7 +164,7 @@ def draw_word_batch(
     return WordBatch(
         target_latents=target_latents,
         noise=torch.randn(target_latents.shape, generator=generator),
-        timesteps=torch.randint(train_timesteps, (count,), generator=generator),
+        timesteps=draw_timesteps(count, train_timesteps, generator, stratified),
         prompts=torch.randint(prompts, (1,), generator=generator).expand(count),
         is_prior=torch.arange(count) % len(kinds) == 1,
     )
@@ -227,6 +232,7 @@ def finetune_word(
             step_generator(seed, step),
             base.vae_scaling_factor,
             scheduler.config.num_train_timesteps,
+            config.draws == "stratified",
         )
 
     size = config.batch_size * (1 if prior is None else 2)

@@ -165,14 +165,14 @@ def repeatable(wanted: bool) -> Iterator[None]:
 
 
 def arranged(network: Network, device: torch.device, offloaded: bool = False) -> Network:
-    """A network on the device, on a GPU in the order of memory that its convolutions want; changed in place.
+    """A network on the device, in the order of memory that the convolutions of GPUs and CPUs want; changed in place.
 
     Args:
         network, device: see above.
         offloaded: it waits in main memory for the device.
     """
     network = network.to("cpu" if offloaded else device)
-    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+    return network if device.type == "mps" else network.to(memory_format=torch.channels_last)
 
 
 def ready(network: Network, placement: Placement, compiled: bool, offloaded: bool = False) -> Network:

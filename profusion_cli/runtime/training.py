@@ -17,6 +17,7 @@ from profusion_cli.runtime.adapters import Adapters
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.changes import add_changes, changes_of
 from profusion_cli.runtime.device import arranged, step_generator
+from profusion_cli.runtime.draws import draw_indices, draw_timesteps
 from profusion_cli.runtime.fitting import Tensors, choose_attention, fit, make_accelerator, make_optimizer, unprepare
 from profusion_cli.runtime.loss import diffusion_loss, diffusion_target, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
@@ -48,14 +49,23 @@ class Batch(Tensors):
 
 
 def draw_batch(
-    views: Views, size: int, generator: torch.Generator, scaling_factor: float, train_timesteps: int
+    views: Views,
+    size: int,
+    generator: torch.Generator,
+    scaling_factor: float,
+    train_timesteps: int,
+    stratified: bool = False,
 ) -> Batch:
-    """A random batch: reference and target views, VAE samples, noise and timesteps, all independent."""
-    reference = torch.randint(len(views), (size,), generator=generator)
-    target = torch.randint(len(views), (size,), generator=generator)
+    """A random batch: reference and target views, VAE samples, noise and timesteps, all independent of one another.
+
+    Of picture and picture they are too, but for targets and timesteps where they are stratified; see
+    `profusion_cli.runtime.draws`.
+    """
+    reference = draw_indices(size, len(views), generator, False)
+    target = draw_indices(size, len(views), generator, stratified)
     shape = (size, *views.latents_mean.shape[1:])
     ref_noise, target_noise, noise = (torch.randn(shape, generator=generator) for _ in range(3))
-    timesteps = torch.randint(train_timesteps, (size,), generator=generator)
+    timesteps = draw_timesteps(size, train_timesteps, generator, stratified)
     return Batch(
         ref_latents=views.draw_latents(reference, ref_noise, scaling_factor),
         image_tokens=views.image_tokens[reference],
@@ -289,7 +299,12 @@ def finetune(
     def batches(step: int) -> Batch:
         generator = step_generator(seed, step)
         return draw_batch(
-            views, config.batch_size, generator, base.vae_scaling_factor, scheduler.config.num_train_timesteps
+            views,
+            config.batch_size,
+            generator,
+            base.vae_scaling_factor,
+            scheduler.config.num_train_timesteps,
+            config.draws == "stratified",
         )
 
     tuned = tune(base, objective, trained, config, batches, config.batch_size, progress, watch, compiled)
