@@ -45,6 +45,7 @@ STUDY = {
         "finetune.steps": 50,
         "finetune.learning_rate": 6e-4,
         "finetune.batch_size": 6,
+        "finetune.draws": "independent",
         "sample.steps": 8,
     },
     "subjects": {"faceworld": {"split": "test", "count": 1}},

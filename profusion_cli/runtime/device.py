@@ -164,15 +164,18 @@ def repeatable(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def arranged(network: Network, device: torch.device, offloaded: bool = False) -> Network:
+def arranged(network: Network, device: torch.device, compiled: bool, offloaded: bool = False) -> Network:
     """A network on the device, in the order of memory that the convolutions of GPUs and CPUs want; changed in place.
 
     Args:
         network, device: see above.
+        compiled: it will be; on a CPU it keeps its order then, as torch 2.14 foresees another order of some gradients
+            than its convolutions give them, and ends.
         offloaded: it waits in main memory for the device.
     """
     network = network.to("cpu" if offloaded else device)
-    return network if device.type == "mps" else network.to(memory_format=torch.channels_last)
+    keeps = device.type == "mps" or (device.type == "cpu" and compiled)
+    return network if keeps else network.to(memory_format=torch.channels_last)
 
 
 def ready(network: Network, placement: Placement, compiled: bool, offloaded: bool = False) -> Network:
@@ -186,7 +189,7 @@ def ready(network: Network, placement: Placement, compiled: bool, offloaded: boo
         offloaded: its layers wait in main memory, and each is on the device while it computes, by diffusers. That is
             for drawing alone: a backward pass wants the weights where the forward pass had them.
     """
-    network = arranged(network.to(placement.dtype), placement.device, offloaded)
+    network = arranged(network.to(placement.dtype), placement.device, compiled, offloaded)
     if offloaded:
         apply_group_offloading(network, placement.device, offload_type="leaf_level")
     if compiled:

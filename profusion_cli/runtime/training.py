@@ -229,7 +229,7 @@ def tune(
     choose_attention(placement, objective)
     objective.train()
     accelerator = make_accelerator(placement, min(config.gradient_accumulation, batch_size))
-    arranged(objective, accelerator.device)
+    arranged(objective, accelerator.device, compiled)
     if compiled:
         objective.compile(dynamic=False)
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
