@@ -74,12 +74,14 @@ def held(config: Config, dtype: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(training, "fit", counted)
     with BaseModel(config.base, placement) as base:
-        side = config.base.resolution // 8
+        side, vision, source = config.base.resolution // 8, base.vision.config, config.promptnet
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(2, 4, side, side, generator=generator)
-        tokens = torch.randn(2, 257, 32, generator=generator)
-        width = base.text.embedding_dim
-        promptnet = PromptNet.from_unet(base.unet, 32, width, 2, 16)
+        count = (vision.image_size // vision.patch_size) ** 2 + 1
+        tokens = torch.randn(2, count, vision.hidden_size, generator=generator)
+        own_shape = (base.text.embedding_dim, source.region_kernel_size, source.region_proj_channels)
+        promptnet = PromptNet.from_unet(base.unet, vision.hidden_size, *own_shape)
+        base.release("vision")
         views = Views(latents, torch.zeros_like(latents), tokens)
         training.finetune(base, promptnet, views, own, config.concept_prompt, 0, lambda *_: None)
     return peak[0]
