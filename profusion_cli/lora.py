@@ -12,7 +12,7 @@ class AdapterConfig:
     """Low-rank adapters, which `finetune.train=lora` trains in place of whole weights (LoRA, arXiv 2106.09685).
 
     They want a higher learning rate than whole weights: on the face world 7.5 times theirs at rank 4, and 2.5 times at
-    rank 32 (`faceworld-adapters-screen` in presets/studies/screens.md), and four times at the rank that is the default.
+    rank 32 (`faceworld-adapters-screen` in presets/studies/screens.md). Four times, for the default rank, lies between.
     """
 
     rank: int = setting("Rank of every adapter of --train lora.", 16, 1, 256, flag="--rank")

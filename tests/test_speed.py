@@ -251,7 +251,7 @@ def test_options_that_contradict_a_plan_are_told_of(subject, tmp_path):
 
 
 def test_another_order_of_memory_draws_the_same_picture(sampler):
-    """`channels_last`, which networks have on a GPU."""
+    """That of before `channels_last`, which networks have."""
     plan, chosen = exact_plan(3), (sampler.tokens[0], replace(sampler.settings, steps=3))
 
     def pixels() -> np.ndarray:
@@ -260,13 +260,15 @@ def test_another_order_of_memory_draws_the_same_picture(sampler):
         )
         return np.asarray(sampler.base.decode(latents)[0]).astype(int)
 
+    weight = next(w for w in sampler.unet.parameters() if w.dim() == 4 and w.shape[2] > 1)
+    assert not weight.is_contiguous()
     before = pixels()
     try:
-        sampler.unet.to(memory_format=torch.channels_last)
-        assert not next(w for w in sampler.unet.parameters() if w.dim() == 4 and w.shape[2] > 1).is_contiguous()
+        sampler.unet.to(memory_format=torch.contiguous_format)
+        assert weight.is_contiguous()
         assert abs(pixels() - before).max() <= 1
     finally:
-        sampler.unet.to(memory_format=torch.contiguous_format)
+        sampler.unet.to(memory_format=torch.channels_last)
 
 
 PLANS = {
