@@ -22,7 +22,7 @@ def main(train: str) -> None:
     settings = {f"finetune.{name}": value for name, value in tuning.items()}
     config = load_config("sd2", {"base.random.size": "sd2", **settings})
     estimate = finetuning_estimate(config, resolve_placement("cpu", "bfloat16", training=True), augments=False)
-    told = estimate.tuning.gradients + estimate.tuning.optimizer + estimate.tuning.activations
+    told = estimate.tuning.beside_weights
     with pytest.MonkeyPatch.context() as patch:
         found = held(config, "bfloat16", patch)
     print(f"{train}: {decimal(found)} beside the weights, {found / told:.3f} of what was told")

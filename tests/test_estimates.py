@@ -19,6 +19,7 @@ from profusion_cli.runtime.choosing import candidates, fit
 from profusion_cli.runtime.counting import Peak
 from profusion_cli.runtime.device import Placement, resolve_placement
 from profusion_cli.runtime.estimates import finetuning_estimate, sampling_estimate
+from profusion_cli.runtime.pixels import image_token_count
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.random_base import build_random_base
 from profusion_cli.runtime.views import Views
@@ -77,8 +78,7 @@ def held(config: Config, dtype: str, monkeypatch: pytest.MonkeyPatch) -> int:
         side, vision, source = config.base.resolution // 8, base.vision.config, config.promptnet
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(2, 4, side, side, generator=generator)
-        count = (vision.image_size // vision.patch_size) ** 2 + 1
-        tokens = torch.randn(2, count, vision.hidden_size, generator=generator)
+        tokens = torch.randn(2, image_token_count(vision), vision.hidden_size, generator=generator)
         own_shape = (base.text.embedding_dim, source.region_kernel_size, source.region_proj_channels)
         promptnet = PromptNet.from_unet(base.unet, vision.hidden_size, *own_shape)
         base.release("vision")
@@ -102,7 +102,7 @@ def test_what_is_told_is_what_is_held(case, dtype, middle, monkeypatch):
     """Within a tenth, of tensors that live at once in real steps on the CPU, their copies for autocast included."""
     config = config_of(middle, **{"gradient_accumulation": 2, **CASES[case, dtype]})
     told = finetuning_estimate(config, resolve_placement("cpu", dtype, training=True), augments=False).tuning
-    expected = told.gradients + told.optimizer + told.activations
+    expected = told.beside_weights
     found = held(config, dtype, monkeypatch)
     print(case, dtype, found / 1e6, expected / 1e6, found / expected)
     assert found == pytest.approx(expected, rel=TOLERANCE)
@@ -112,7 +112,7 @@ def test_tiny_steps_are_counted_too(monkeypatch):
     config = config_of(None, gradient_accumulation=2)
     told = finetuning_estimate(config, resolve_placement("cpu", "float32", training=True), augments=False).tuning
     found = held(config, "float32", monkeypatch)
-    assert found == pytest.approx(told.gradients + told.optimizer + told.activations, rel=TOLERANCE)
+    assert found == pytest.approx(told.beside_weights, rel=TOLERANCE)
 
 
 def test_a_gpu_normalises_in_float32(monkeypatch):

@@ -28,6 +28,7 @@ from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.optimizers import state_bytes
 from profusion_cli.runtime.parts import PARTS
+from profusion_cli.runtime.pixels import image_token_count
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.random_base import networks_of
 from profusion_cli.runtime.text import TextConditioner, Tokens
@@ -57,8 +58,13 @@ class TuningMemory:
     activations: int
 
     @property
+    def beside_weights(self) -> int:
+        """What steps make."""
+        return self.gradients + self.optimizer + self.activations
+
+    @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.beside_weights
 
 
 @dataclass(frozen=True)
@@ -264,7 +270,7 @@ def _objective(
     latents, vision = _latents(networks, base.resolution), networks["vision"].config
     layout = text.layout(tokens, {0: promptnet.tokens_for(latents.shape[-1])}, shift_positions=True)
     objective = TrainingObjective(promptnet, unet, text, layout, torch.empty(1000), "epsilon")
-    image_tokens = torch.empty(PICTURES, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+    image_tokens = torch.empty(PICTURES, image_token_count(vision), vision.hidden_size)
     return objective, Batch(latents, image_tokens, latents, latents, torch.empty(PICTURES, dtype=torch.int64))
 
 

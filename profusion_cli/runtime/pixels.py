@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import CLIPVisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,3 +36,8 @@ def clip_pixels(pixels: torch.Tensor, size: int, antialias: bool) -> torch.Tenso
     resized = F.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=False, antialias=antialias)
     mean, std = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(CLIP_STD).view(1, 3, 1, 1)
     return (resized - mean) / std
+
+
+def image_token_count(vision: CLIPVisionConfig) -> int:
+    """Tokens that CLIP's vision tower makes of a picture: one of each patch and one of the whole."""
+    return (vision.image_size // vision.patch_size) ** 2 + 1

@@ -14,6 +14,7 @@ from profusion_cli.files import make_folder
 from profusion_cli.listener import Listener
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.downloads import free_space
+from profusion_cli.runtime.pixels import image_token_count
 from profusion_cli.runtime.pretraining.encodings import Encodings
 
 BLOCK = 4096
@@ -30,7 +31,7 @@ def picture_bytes(base: BaseModel) -> int:
     side, vision = base.config.resolution, base.vision.config
     height, width = base.latent_size(side, side)
     moments = 2 * base.vae.config.latent_channels * height * width
-    tokens = ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
+    tokens = image_token_count(vision) * vision.hidden_size
     return -(-(2 * (moments + tokens) + HEADER) // BLOCK) * BLOCK
 
 
