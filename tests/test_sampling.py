@@ -20,6 +20,7 @@ from profusion_cli.images import read_record
 from profusion_cli.plans import exact_plan
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
+from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import Sampler, draw_latents, tokenize
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, subject_weights
 from tests.conftest import ok, opened_sampler, run
@@ -72,13 +73,14 @@ def test_what_the_variants_cost(calls, subject, tmp_path, options, unet, promptn
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_networks_draw_the_same_picture(subject, tmp_path, monkeypatch, backend):
-    """To a grey level; with the code that is compiled by default, and traced alone, which takes less time."""
+    """To a grey level; traced alone, and PromptNet by the code that is compiled by default, which takes a minute."""
     plain = torch.nn.Module.compile
     compiled = []
 
     def compile_with(self, **options):
         compiled.append(type(self).__name__)
-        plain(self, dynamic=options["dynamic"], backend=backend)
+        if backend == "eager" or isinstance(self, PromptNet):
+            plain(self, dynamic=options["dynamic"], backend=backend)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
     arguments = ["sample", subject, "S* in style", "--steps", 2, "--sampler", "cfg", "--dtype", "float32"]
