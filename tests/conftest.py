@@ -36,8 +36,9 @@ needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorde
 
 
 SLOWEST = (
-    *("test_faceworld_method", "test_evaluate", "test_sampling", "test_pretrain", "test_training", "test_cli"),
-    *("test_docs", "test_reference", "test_augment", "test_interpolate", "test_base_models", "test_baselines"),
+    *("test_previews", "test_each", "test_evaluate", "test_sampling", "test_faceworld_method", "test_cli"),
+    *("test_speed", "test_shards", "test_pretrain", "test_docs", "test_fitting", "test_base_models", "test_training"),
+    *("test_estimates", "test_reference", "test_adapters", "test_processes", "test_augment", "test_interpolate"),
 )
 """The modules that take longest, which start first where several processes share the work."""
 

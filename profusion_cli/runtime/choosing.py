@@ -27,6 +27,8 @@ TRAINED = ("attention", "lora")
 """What `train=auto` may be, in this order."""
 
 
+CHOICES = ("train", "gradient_accumulation", "gradient_checkpointing")
+"""Keys of `finetune` that may be left to the machine."""
 UNKNOWN = "What it needs of the memory is told when the files that describe its models are here."
 
 
@@ -57,7 +59,11 @@ class MemoryFit:
         """What there is to say of it."""
         lines = [f"Chosen for what is free: {', '.join(self.chosen)}."] if self.chosen else []
         if self.estimate is None and self.free is None and is_open(self.config.finetune):
-            return [f"What `auto` is hangs on what is free, and there is no device {self.device} in this machine."]
+            left = ", ".join(f"finetune.{name}" for name in CHOICES if getattr(self.config.finetune, name) == AUTO)
+            return [
+                f"There is no device {self.device} in this machine to choose for: what is needed is told where a value "
+                f"is given for {left}."
+            ]
         if self.estimate is None:
             return [UNKNOWN]
         return [*lines, f"{_needs(self.estimate.total, self.device, self.free)}: {_parts(self.estimate)}."]
@@ -87,7 +93,7 @@ def _parts(estimate: Estimate) -> str:
 
 def is_open(own: FinetuneConfig) -> bool:
     """Whether something is left to choose."""
-    return AUTO in (own.train, own.gradient_accumulation, own.gradient_checkpointing)
+    return any(getattr(own, name) == AUTO for name in CHOICES)
 
 
 def candidates(own: FinetuneConfig) -> Iterator[FinetuneConfig]:
