@@ -20,6 +20,7 @@ from profusion_cli.commands import (
     compress,
     doctor,
     evaluate,
+    export,
     finetune,
     importer,
     inspect,
@@ -159,6 +160,7 @@ app.command("finetune", cls=Command)(finetune.finetune)
 app.command("sample", cls=Command)(sample.sample)
 app.command("interpolate", cls=Command)(interpolate.interpolate)
 app.command("compress", cls=Command)(compress.compress)
+app.command("export", cls=Command)(export.export)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("import", cls=Command)(importer.import_promptnet)
 app.command("inspect", cls=Command)(inspect.inspect)

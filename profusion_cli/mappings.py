@@ -11,10 +11,10 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profusion_cli.errors import ConfigError
+from profusion_cli.texts import NO_TEXT_HINT, is_text
 
 NAMES_OF_FILES = ("id", "weights", "preset")
 """Ends of the keys whose text may hold any bytes, as the name of a file."""
-NO_TEXT_HINT = "Check the encoding of the terminal, or of the script that it comes from."
 LONGEST_SHOWN = 200
 """Characters of a value in a message."""
 
@@ -198,11 +198,6 @@ def _coerce(value: Any, hint: Any, full: str) -> Any:
     if full.rpartition(".")[2] not in NAMES_OF_FILES and not is_text(value):
         raise _wrong(full, value, "text in UTF-8", NO_TEXT_HINT)
     return str(value)
-
-
-def is_text(value: str) -> bool:
-    """Whether it holds characters alone: what Python makes of bytes that are no UTF-8 is none."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,8 @@ from profusion_cli.samplers import SAMPLERS, has_text
 from profusion_cli.settings import setting
 
 if TYPE_CHECKING:
-    from profusion_cli.config import Config, SampleConfig
+    from profusion_cli.config import Config
+    from profusion_cli.sampling import SampleConfig
 
 SolverName = Literal["ddim", "dpm-solver++"]
 SpeedName = Literal["exact", "fast", "draft"]

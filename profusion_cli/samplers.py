@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from profusion_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from profusion_cli.config import SampleConfig
+    from profusion_cli.sampling import SampleConfig
 
 SamplerName = Literal["fusion", "fusion-only", "cfg"]
 
-FUSION = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
-TEXT = ("subject_prompt", "text_guidance")
+FUSION_SETTINGS = ("gamma", "gamma_on", "fusion_guidance", "fusion_eta")
+TEXT_SETTINGS = ("subject_prompt", "text_guidance")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SamplerKind:
         """
         return (
             *(() if self.fusion else ("fusion_steps",)),
-            *(() if self.fusion_steps(fusion_steps) else FUSION),
-            *(() if self.text else TEXT),
+            *(() if self.fusion_steps(fusion_steps) else FUSION_SETTINGS),
+            *(() if self.text else TEXT_SETTINGS),
             *(() if self.refinement else ("eta",)),
         )
 

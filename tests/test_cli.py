@@ -33,7 +33,7 @@ from tests.conftest import SHARED, draw_photo, ok, run, write_bundle
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     *("pretrain", "augment", "finetune", "sample", "interpolate", "import"),
-    *("compress", "inspect", "presets", "evaluate", "bench", "doctor"),
+    *("compress", "export", "inspect", "presets", "evaluate", "bench", "doctor"),
 )
 needs_faces = pytest.mark.skipif(not (SHARED / "faces").is_dir(), reason="the photographs are not here")
 

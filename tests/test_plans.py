@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from profusion_cli.config import SampleConfig
 from profusion_cli.errors import ConfigError
 from profusion_cli.plans import Asked, PlanConfig, PlansConfig, asked_of, cost_of, exact_plan, plan_of, short_plan
 from profusion_cli.presets import resolve_config
@@ -23,6 +22,7 @@ from profusion_cli.runtime.fusion import (
 from profusion_cli.runtime.noise import NoisePath, composed_noise
 from profusion_cli.runtime.schedule import schedule_pairs
 from profusion_cli.samplers import SAMPLERS
+from profusion_cli.sampling import SampleConfig
 from tests.test_fusion import ALPHAS, ONE_SUBJECT, normal
 
 SCHEDULE = [int(t) for t in torch.linspace(981, 1, 50)]

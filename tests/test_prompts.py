@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from profusion_cli.errors import InputError
-from profusion_cli.prompts import EACH, parse_prompt, read_prompts
+from profusion_cli.prompt_files import read_prompts
+from profusion_cli.prompts import EACH, parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import tokenize_prompt
 from profusion_cli.runtime.device import resolve_placement

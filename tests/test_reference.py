@@ -21,7 +21,7 @@ from profusion_cli.runtime.loss import diffusion_loss, embedding_l2
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.pixels import clip_pixels, pixel_values
 from profusion_cli.runtime.promptnet import PromptNet
-from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction
+from profusion_cli.runtime.schedule import add_noise, ddim_sigma, fusion_fraction, timesteps_of
 from profusion_cli.runtime.training import Batch, Trained, TrainingObjective, concept_layout, select_trainable
 from profusion_cli.runtime.weights import RESIDUAL_HEADS, read_official
 from tests.conftest import REFERENCE, needs_reference
@@ -225,7 +225,7 @@ def test_one_fusion_step(base, promptnets, inputs, name):
 
 def test_plain_guidance_trajectory(base, promptnets, inputs):
     case, data = settings("trajectories/settings.json")["cfg"], recorded("trajectories/cfg.safetensors")
-    assert base.timesteps(10) == case["timesteps"]
+    assert timesteps_of(base.scheduler, 10) == case["timesteps"]
     with torch.no_grad():
         final = sample_fusion(
             denoiser_of(base, promptnets, inputs, case),
@@ -244,7 +244,7 @@ def test_coefficients(base):
     """u and sigma along whole schedules, and the schedule itself, also from a PNDM configuration."""
     data, alphas_cumprod = settings("coefficients.json"), base.scheduler.alphas_cumprod
     for steps in (10, 50, 100):
-        assert base.timesteps(steps) == [entry["t"] for entry in data[str(steps)]]
+        assert timesteps_of(base.scheduler, steps) == [entry["t"] for entry in data[str(steps)]]
         for entry in data[str(steps)]:
             a_t, a_s = entry["alpha_bar_t"], entry["alpha_bar_prev"]
             assert float(alphas_cumprod[entry["t"]]) == pytest.approx(a_t, rel=1e-6)
@@ -256,7 +256,7 @@ def test_coefficients(base):
 
     pndm = DDIMScheduler.from_config(DDIMScheduler.load_config(str(REFERENCE / "scheduler_pndm_variant")))
     pndm.set_timesteps(10)
-    assert pndm.timesteps.tolist() == base.timesteps(10)
+    assert pndm.timesteps.tolist() == timesteps_of(base.scheduler, 10)
     assert pndm.alphas_cumprod.equal(alphas_cumprod)
     assert float(pndm.final_alpha_cumprod) == float(base.scheduler.final_alpha_cumprod)
 

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from profusion_cli.bundle import read_bundle
-from profusion_cli.config import SampleConfig
 from profusion_cli.errors import ConfigError
 from profusion_cli.images import read_record
 from profusion_cli.plans import exact_plan
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
-from profusion_cli.runtime.promptnet import PromptNet
-from profusion_cli.runtime.sampling import Sampler, draw_latents, tokenize
+from profusion_cli.runtime.drawing import draw_latents, tokenize
+from profusion_cli.runtime.sampling import Sampler
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, subject_weights
+from profusion_cli.sampling import SampleConfig
 from tests.conftest import ok, opened_sampler, run
 
 

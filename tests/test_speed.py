@@ -24,12 +24,13 @@ from profusion_cli.images import read_record
 from profusion_cli.jobs.configuration import remembered_config
 from profusion_cli.plans import PlanConfig, exact_plan, short_plan
 from profusion_cli.presets import preset_folder, read_preset
-from profusion_cli.runtime import sampling
+from profusion_cli.runtime import drawing
 from profusion_cli.runtime.denoiser import WordSubject
 from profusion_cli.runtime.device import picture_generator
+from profusion_cli.runtime.drawing import draw_latents, tokenize
 from profusion_cli.runtime.fusion import sample_fusion
 from profusion_cli.runtime.noise import composed_noise
-from profusion_cli.runtime.sampling import Sampler, draw_latents, tokenize
+from profusion_cli.runtime.sampling import Sampler
 from profusion_cli.runtime.schedule import fusion_fraction, schedule_pairs
 from tests.conftest import ok, opened_sampler, run
 from tests.test_evaluate import cells_in, study_of, write
@@ -121,7 +122,7 @@ def drawn_by(sampler: Sampler, shape: PlanConfig | None, monkeypatch, **changes)
         seen.update(timesteps=timesteps, start=latents, alphas_cumprod=alphas_cumprod)
         return sample_fusion(eps, latents, timesteps, alphas_cumprod, guidance, logged, **options)
 
-    monkeypatch.setattr(sampling, "sample_fusion", walked)
+    monkeypatch.setattr(drawing, "sample_fusion", walked)
     settings = replace(sampler.settings, **changes)
     plan = (
         exact_plan(settings.steps, settings.fusion_steps)
@@ -173,7 +174,7 @@ def test_no_step_waits_for_the_device(sampler, monkeypatch, speed):
         with torch.inference_mode(False), torch.no_grad(), Watched():  # which sees no small parts in inference mode
             return sample_fusion(*args, **kwargs)
 
-    monkeypatch.setattr(sampling, "sample_fusion", walked)
+    monkeypatch.setattr(drawing, "sample_fusion", walked)
     plan = short_plan(PlanConfig(steps=4), 10, 1, True, 0.0) if speed == "fast" else exact_plan(4)
     subjects = (
         [WordSubject(torch.ones(2, sampler.base.text.embedding_dim), "a person")]

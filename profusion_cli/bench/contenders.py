@@ -15,9 +15,10 @@ from profusion_cli.plans import Cost, asked_of, cost_of, plan_of
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator, ready
+from profusion_cli.runtime.drawing import draw_latents, tokenize
 from profusion_cli.runtime.model import Conditioning, predict
 from profusion_cli.runtime.promptnet import PromptNet
-from profusion_cli.runtime.sampling import draw_latents, latent_size, subject_of, tokenize
+from profusion_cli.runtime.sampling import subject_of
 from profusion_cli.runtime.training import finetune
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import load_promptnet
@@ -77,7 +78,7 @@ class Bench:
         with quiet_libraries():
             self.unet = ready(base.unet, placement, config.compile)
         self.latents = torch.randn(
-            (1, self.unet.config.in_channels, *latent_size(base, config.sample)), generator=picture_generator(0, 0)
+            (1, self.unet.config.in_channels, *base.size_of(config.sample)), generator=picture_generator(0, 0)
         ).to(placement.device)
         self.states = base.text.encode(parse_prompt(PROMPT).twin([config.class_word]))
 

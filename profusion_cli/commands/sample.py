@@ -27,7 +27,8 @@ from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
-from profusion_cli.prompts import PLACEHOLDER, read_prompts
+from profusion_cli.prompt_files import read_prompts
+from profusion_cli.prompts import PLACEHOLDER
 from profusion_cli.samplers import subject_weights
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import unicodedata
 
 from PIL import ImageDraw, ImageFont
 
-from profusion_cli.images.records import encodable
+from profusion_cli.texts import encodable
 
 Font = ImageFont.FreeTypeFont
 

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from profusion_cli.errors import InputError
 from profusion_cli.images.opening import open_image
+from profusion_cli.texts import encodable
 
 MAX_RECORD_CHARS = 1 << 20
 RECORD_KEY = "profusion"
@@ -124,8 +125,3 @@ def parameters_text(prompt: str, negative_prompt: str, settings: dict[str, objec
 
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
-
-
-def encodable(text: str) -> str:
-    """`text` with lone surrogates (undecodable command line bytes) as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")

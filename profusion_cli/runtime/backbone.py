@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from torch import nn
 from transformers import CLIPTokenizer, CLIPVisionModel
 
 from profusion_cli.config import BaseConfig
@@ -19,12 +20,14 @@ from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.runtime.descriptions import describe_part, misfit
 from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
+from profusion_cli.runtime.drawing import decode
 from profusion_cli.runtime.finding import find_files
-from profusion_cli.runtime.hub import Files, Source, fingerprint, fingerprint_of
+from profusion_cli.runtime.hub import Files, Source, fingerprint, fingerprint_of, stored_dtype
 from profusion_cli.runtime.parts import PARTS, title_of
 from profusion_cli.runtime.pixels import clip_pixels, pixel_batches
 from profusion_cli.runtime.schedule import check_schedule
 from profusion_cli.runtime.text import TextConditioner, padding_of
+from profusion_cli.sampling import SampleConfig
 
 if TYPE_CHECKING:
     from profusion_cli.runtime.random_base import RandomBase
@@ -160,6 +163,10 @@ class BaseModel:
         """The vision tower whose hidden states PromptNet looks at, on its device."""
         return self._load("vision", self.placement.encoder_dtype).to(self.placement.device)
 
+    def as_stored(self, name: str) -> nn.Module:
+        """One part on the CPU, in the precision of its file; float32 of a model of random weights."""
+        return self._load(name, torch.float32 if self._random is not None else stored_dtype(self.files(name)))
+
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The text encoder's tokenizer.
@@ -224,21 +231,6 @@ class BaseModel:
     def prediction_type(self) -> str:
         return self.scheduler.config.prediction_type
 
-    def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of a DDIM schedule of so many steps, decreasing.
-
-        Raises:
-            ConfigError: more steps than the schedule has timesteps for.
-        """
-        train_steps = self.scheduler.config.num_train_timesteps
-        self.scheduler.set_timesteps(min(steps, train_steps))
-        timesteps = [int(t) for t in self.scheduler.timesteps]
-        if steps > train_steps or timesteps[0] >= train_steps:
-            raise ConfigError(
-                f"sample.steps={steps} is more than this schedule holds.", f"Use fewer than {train_steps}."
-            )
-        return timesteps
-
     def _settings(self, name: str) -> dict[str, Any]:
         """What a part's description says, and its class where it says nothing."""
         if self._random is not None:
@@ -284,6 +276,11 @@ class BaseModel:
                 )
         return height // scale, width // scale
 
+    def size_of(self, settings: SampleConfig) -> tuple[int, int]:
+        """Height and width of the latents of a picture; raises as `latent_size`."""
+        side = self.config.resolution
+        return self.latent_size(settings.width or side, settings.height or side)
+
     def release(self, *names: str) -> None:
         """Let loaded parts go, to free their memory."""
         for name in names:
@@ -327,16 +324,9 @@ class BaseModel:
             tokens.append(self.vision(pixel_values=seen).last_hidden_state.float().cpu())
         return torch.cat(tokens).clone()
 
-    @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of scaled latents, shape (B, 4, h, w), decoded one at a time."""
-        pictures = []
-        for latent in latents:
-            scaled = (latent[None] / self.vae_scaling_factor).to(self.placement.device, self.vae.dtype)
-            pixels = (self.vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1)
-            array = (pixels[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            pictures.append(Image.fromarray(array))
-        return pictures
+        return decode(self.vae, latents, self.vae_scaling_factor)
 
     def fingerprints(self, *names: str) -> dict[str, str]:
         """Fingerprints of the named parts (unet, vae, text_encoder, vision), the same for every file format.

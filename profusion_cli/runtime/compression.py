@@ -127,7 +127,7 @@ class Compression:
         if "promptnet" in self._networks:
             own_names = [name for name in self._before if name.startswith("promptnet.")]
             self._before |= {n: before[n.removeprefix("promptnet.")].detach().to(self._before[n]) for n in own_names}
-        self._changes = {n: nearest(change, rank) if change.ndim > 1 else change for n, change in changes.items()}
+        self.changes = {n: nearest(change, rank) if change.ndim > 1 else change for n, change in changes.items()}
         self._denoiser = PromptDenoiser(
             sampler.unet,
             base.text,
@@ -167,11 +167,16 @@ class Compression:
             found.append(self._denoiser(x_t.to(device), t, [Condition("subject", 0)])[0].float().cpu())
         return torch.cat(found)
 
+    def error_of(self, changes: Mapping[str, Change]) -> float:
+        """How far predictions are off, relative, where these are all that is changed."""
+        nothing = {name: torch.zeros_like(before) for name, before in self._before.items()}
+        self._lay_over({**nothing, **changes})
+        return relative_error(self._eps(), self._exact)
+
     def cut(self, rank: int) -> Compressed:
         """All changes by so many singular values each."""
-        kept = {name: _rounded(cut(change, rank), self._dtype) for name, change in self._changes.items()}
-        self._lay_over(kept)
-        return Compressed(dict(_named(kept)), rank, relative_error(self._eps(), self._exact))
+        kept = {name: _rounded(cut(change, rank), self._dtype) for name, change in self.changes.items()}
+        return Compressed(dict(_named(kept)), rank, self.error_of(kept))
 
     def within(self, error: float, highest: int) -> Compressed:
         """By the lowest rank whose error is no more than this.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,9 +12,11 @@ from diffusers import UNet2DConditionModel
 from profusion_cli.prompts import PLACEHOLDER, Prompt, parse_prompt
 from profusion_cli.runtime.fusion import Condition
 from profusion_cli.runtime.model import Conditioning, predict
-from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import epsilon_from
 from profusion_cli.runtime.text import Layout, TextConditioner, Tokens
+
+if TYPE_CHECKING:
+    from profusion_cli.runtime.promptnet import PromptNet
 
 GammaOn = Literal["embedding", "hidden", "hidden-first"]
 SubjectPrompt = Literal["concept", "full"]

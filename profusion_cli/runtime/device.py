@@ -232,13 +232,6 @@ def picture_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed + index)
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on a device; nobody waits for its arrival there."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The generator of one training step, so that step n draws the same whatever came before it."""
     return _generator_of(f"{seed}:{step}")

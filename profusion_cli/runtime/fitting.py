@@ -23,7 +23,8 @@ from torch import nn
 
 from profusion_cli.errors import DivergedError, out_of_memory
 from profusion_cli.listener import who_hears
-from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory, to_device
+from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
+from profusion_cli.runtime.noise import to_device
 from profusion_cli.runtime.optimizers import eight_bit_adamw
 from profusion_cli.thrift import OptimizerName
 

@@ -177,6 +177,16 @@ def weight_paths(files: Files) -> list[Path]:
     return [files.folder / name for name in shard_names(path)] if path.name.endswith(".index.json") else [path]
 
 
+def stored_dtype(files: Files) -> torch.dtype:
+    """The precision of a part's weights in its files, by the first of them that is a floating-point number."""
+    path = weight_paths(files)[0]
+    if path.suffix != ".safetensors":
+        return next(tensor.dtype for tensor in load_bin(path).values() if tensor.is_floating_point())
+    with safe_open(path, "pt") as file:
+        tensors = map(file.get_tensor, file.keys())
+        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
+
 def tree_sha256(place: Path) -> dict[str, str]:
     """SHA-256 of a file, or of every file in a folder, by its path below the folder; nothing where there is neither."""
     if place.is_file():

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from profusion_cli.config import SampleConfig
 from profusion_cli.plans import Plan
 from profusion_cli.runtime.schedule import fusion_fraction
 from profusion_cli.samplers import SAMPLERS
+from profusion_cli.sampling import SampleConfig
 
 
 def composed_noise(noises: Sequence[torch.Tensor], kept: Sequence[float]) -> torch.Tensor:
@@ -79,3 +79,10 @@ class NoisePath:
         takes_step = j == step.updates
         noises = [self._drawn[index][-1 if takes_step else j] for index in range(first, behind)]
         return composed_noise(noises, (self._taken if takes_step else self._updated)[first:behind])
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; nobody waits for its arrival there."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from profusion_cli.config import SampleConfig
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import picture_generator
 from profusion_cli.runtime.parts import parts_for
+from profusion_cli.sampling import SampleConfig
 
 
 class PipelineVAE(AutoencoderKL):

@@ -16,7 +16,7 @@ from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import Subject
 from profusion_cli.runtime.device import autocasting, picture_generator
-from profusion_cli.runtime.sampling import draw_latents, tokenize
+from profusion_cli.runtime.drawing import draw_latents, tokenize
 from profusion_cli.samplers import subject_weights
 
 

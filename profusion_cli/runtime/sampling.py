@@ -9,36 +9,27 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
-from profusion_cli.config import Config, PromptNetSource, SampleConfig
+from profusion_cli.config import Config, PromptNetSource
 from profusion_cli.errors import BundleError
 from profusion_cli.listener import who_hears
-from profusion_cli.plans import Plan, plan_of
+from profusion_cli.plans import plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.changes import adapted_promptnet, read_changes, tuned_weights
 from profusion_cli.runtime.choosing import offloads
-from profusion_cli.runtime.denoiser import (
-    PromptDenoiser,
-    PromptNetSubject,
-    PromptTokens,
-    Subject,
-    WordSubject,
-    tokenize_prompt,
-)
-from profusion_cli.runtime.device import free_memory, is_out_of_memory, picture_generator, ready, to_device
-from profusion_cli.runtime.fusion import NONE, Guidance, area_weights, sample_fusion
-from profusion_cli.runtime.noise import NoisePath
+from profusion_cli.runtime.denoiser import PromptNetSubject, PromptTokens, Subject, WordSubject
+from profusion_cli.runtime.device import free_memory, is_out_of_memory, picture_generator, ready
+from profusion_cli.runtime.drawing import draw_latents, tokenize
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.promptnet import PromptNet
-from profusion_cli.runtime.schedule import schedule_pairs
+from profusion_cli.runtime.schedule import timesteps_of
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import check_base, check_fit, promptnet_from_bundle, read_views, read_word
-from profusion_cli.samplers import SAMPLERS, parse_areas, subject_weights
+from profusion_cli.samplers import subject_weights
 
 LATE_START = 0.85
 
@@ -58,16 +49,6 @@ class DrawnPicture:
     image: Image.Image
 
 
-def latent_size(base: BaseModel, settings: SampleConfig) -> tuple[int, int]:
-    """Height and width of the latents of a picture.
-
-    Raises:
-        ConfigError: a size that the base model does not have.
-    """
-    resolution = base.config.resolution
-    return base.latent_size(settings.width or resolution, settings.height or resolution)
-
-
 def subject_of(base: BaseModel, promptnet: PromptNet, views: Views, reference: int, class_word: str) -> Subject:
     """A subject whose S* PromptNet makes of one of its views.
 
@@ -83,92 +64,31 @@ def subject_of(base: BaseModel, promptnet: PromptNet, views: Views, reference: i
     return PromptNetSubject(promptnet, latents.to(device), views.image_tokens[reference][None].to(device), class_word)
 
 
-def tokenize(
-    base: BaseModel,
-    prompt: Prompt,
-    subjects: Sequence[Subject],
-    class_words: Sequence[str],
-    settings: SampleConfig,
-    concept_prompt: str,
-) -> PromptTokens:
-    """A prompt's tokens for the sampler of the settings, with these words for the subjects in its text twin.
-
-    Raises:
-        InputError: a prompt so long that its placeholder falls off the end.
-    """
-    return tokenize_prompt(
-        prompt,
-        base.text,
-        class_words,
-        [subject.words for subject in subjects],
-        negative_prompt=settings.negative_prompt,
-        concept_prompt=concept_prompt,
-        subject_prompt=settings.subject_prompt if SAMPLERS[settings.sampler].text else "full",
-        apart=settings.areas is not None,
-    )
-
-
-@torch.inference_mode()
-def draw_latents(
-    base: BaseModel,
-    unet: UNet2DConditionModel,
-    subjects: Sequence[Subject],
-    tokens: PromptTokens,
-    settings: SampleConfig,
-    plan: Plan,
-    scales: tuple[float, ...],
-    generators: Sequence[torch.Generator],
-    progress: Callable[[int], None] | None = None,
-) -> torch.Tensor:
-    """Scaled latents of one picture of a prompt from each generator, by the sampler of the settings.
+def promptnet_and_views(
+    bundle: Bundle, parent: PromptNetSource, base: BaseModel, reference: int
+) -> tuple[PromptNet, Views]:
+    """What makes S* of a subject, float32 and on the CPU, and what it looks at.
 
     Args:
+        bundle: of the subject.
+        parent: where the PromptNet is that its adapters are for, if it has some.
         base: the base model.
-        unet: the (tuned) UNet, on the device.
-        subjects: of the prompt.
-        tokens: of the prompt, from `tokenize`.
-        settings: sampler, size and weights; neither the steps, which the plan has, nor the number of pictures.
-        plan: of the sampler.
-        scales: guidance scale of each subject.
-        generators: on the CPU.
-        progress: called with the number of sampler steps done.
+        reference: the view that will be looked at, from 0.
+
+    Raises:
+        BundleError: it does not fit the base model, or has no such view.
+        UnavailableError: a PromptNet that adapters are for, and that cannot be had.
     """
-    kind, alphas_cumprod = SAMPLERS[settings.sampler], base.scheduler.alphas_cumprod
-    final_alpha_cumprod, device = float(base.scheduler.final_alpha_cumprod), base.placement.device
-    shape = (1, unet.config.in_channels, *latent_size(base, settings))
-    timesteps = base.timesteps(plan.schedule)
-
-    def draw() -> torch.Tensor:
-        return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-    start = to_device(draw(), device)
-    pairs = schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)
-    path = NoisePath(draw, plan, [alpha_bars for _, *alpha_bars in pairs], settings)
-    guidance = Guidance(
-        scales,
-        settings.text_guidance if kind.text else 0.0,
-        settings.fusion_guidance,
-        settings.gamma,
-        tokens.prompt.joint and settings.areas is None,
-        None if settings.areas is None else area_weights(parse_areas(settings.areas), shape[-1]).to(start),
-    )
-    denoiser = PromptDenoiser(
-        unet, base.text, subjects, tokens, alphas_cumprod, base.prediction_type, settings.gamma_on, plan.word_once
-    )
-    denoiser.prepare([NONE, *guidance.fused_conditions()[0], *guidance.refined_conditions()[0]])
-    return sample_fusion(
-        denoiser,
-        start,
-        [timesteps[step.index] for step in plan.steps],
-        alphas_cumprod,
-        guidance,
-        lambda i, j: to_device(path.noise(i, j), device),
-        final_alpha_cumprod=final_alpha_cumprod,
-        plan=plan,
-        fusion_eta=settings.fusion_eta,
-        eta=settings.eta,
-        callback=progress,
-    )
+    own = PROMPTNET_FILE in bundle.files
+    promptnet = promptnet_from_bundle(bundle) if own else adapted_promptnet(bundle, parent, base)
+    check_fit(promptnet, base, with_vision=False)
+    views = read_views(bundle, promptnet)
+    if reference >= len(views):
+        raise BundleError(
+            f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
+            "Set sample.reference to one that it has.",
+        )
+    return promptnet, views
 
 
 class Sampler:
@@ -204,8 +124,8 @@ class Sampler:
         self._offloaded = offloads(config, base.placement, bundles)
         self.concept_prompt = config.concept_prompt
         self.plan = plan_of(config)
-        self.timesteps = base.timesteps(self.plan.schedule)
-        latent_size(base, config.sample)  # before anything is loaded
+        self.timesteps = timesteps_of(base.scheduler, self.plan.schedule)
+        base.size_of(config.sample)  # before anything is loaded
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
         self.subjects = [
@@ -228,15 +148,7 @@ class Sampler:
         if WORD_FILE in bundle.files:
             word = read_word(bundle, self.base.text.embedding_dim)
             return WordSubject(word.to(self.base.placement.device), class_word)
-        own = PROMPTNET_FILE in bundle.files
-        promptnet = promptnet_from_bundle(bundle) if own else adapted_promptnet(bundle, parent, self.base)
-        check_fit(promptnet, self.base, with_vision=False)
-        views = read_views(bundle, promptnet)
-        if reference >= len(views):
-            raise BundleError(
-                f"'{bundle.name}' has {len(views)} reference view(s), and sample.reference={reference + 1}.",
-                "Set sample.reference to one that it has.",
-            )
+        promptnet, views = promptnet_and_views(bundle, parent, self.base, reference)
         promptnet = ready(promptnet, self.base.placement, self._compiled, self._offloaded)
         return subject_of(self.base, promptnet, views, reference, class_word)
 

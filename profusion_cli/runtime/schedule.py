@@ -10,6 +10,23 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from diffusers import DDIMScheduler
+
+from profusion_cli.errors import ConfigError
+
+
+def timesteps_of(scheduler: DDIMScheduler, steps: int) -> list[int]:
+    """The timesteps of a schedule of so many steps, decreasing.
+
+    Raises:
+        ConfigError: more steps than the schedule has timesteps for.
+    """
+    train_steps = scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(min(steps, train_steps))
+    timesteps = [int(t) for t in scheduler.timesteps]
+    if steps > train_steps or timesteps[0] >= train_steps:
+        raise ConfigError(f"sample.steps={steps} is more than this schedule holds.", f"Use fewer than {train_steps}.")
+    return timesteps
 
 
 def schedule_pairs(

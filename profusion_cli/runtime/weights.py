@@ -325,8 +325,10 @@ def promptnet_section(promptnet: PromptNet) -> dict[str, Any]:
     return asdict(promptnet.config)
 
 
-def pack(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> bytes:
-    """Tensors as safetensors bytes, on request in another floating dtype."""
-    return safetensors.torch.save(
-        {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in sorted(tensors.items())}
-    )
+def pack(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Tensors as safetensors bytes, on request in another floating dtype, and with texts in its header."""
+    own = {name: tensor.detach().cpu().to(dtype or tensor.dtype) for name, tensor in sorted(tensors.items())}
+    own = {name: tensor.contiguous() for name, tensor in own.items()}
+    return safetensors.torch.save(own, None if metadata is None else dict(metadata))

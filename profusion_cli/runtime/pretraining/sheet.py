@@ -7,17 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from profusion_cli import __version__
-from profusion_cli.config import SampleConfig
 from profusion_cli.images import contact_sheet, encode_png, parameters_text, public_id
 from profusion_cli.mappings import plain
 from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.runtime.device import picture_generator
+from profusion_cli.runtime.drawing import draw_latents, tokenize
 from profusion_cli.runtime.parts import parts_for
 from profusion_cli.runtime.pretraining.sources import Pictures
 from profusion_cli.runtime.pretraining.trainer import Trainer
-from profusion_cli.runtime.sampling import draw_latents, subject_of, tokenize
+from profusion_cli.runtime.sampling import subject_of
 from profusion_cli.samplers import SAMPLERS
+from profusion_cli.sampling import SampleConfig
 
 PICTURES = 4
 

@@ -1,0 +1,1 @@
+"""What runs inside diffusers: each module becomes one file of an exported folder, with all that it takes from here."""
