@@ -16,7 +16,7 @@ from profusion_cli.mappings import build, plain
 from profusion_cli.plans import PlansConfig, SolverName
 from profusion_cli.pretraining import PretrainConfig, SaveDType
 from profusion_cli.sampling import SampleConfig
-from profusion_cli.settings import AUGMENTATION, CONFIGURATION, setting
+from profusion_cli.settings import AUGMENTATION, CONFIGURATION, OUTPUT, setting
 from profusion_cli.thrift import (
     CHECKPOINTING,
     OFFLOAD,
@@ -261,6 +261,12 @@ class Config:
         panel=CONFIGURATION,
     )
     offload: OffloadName = OFFLOAD
+    mark: bool = setting(
+        "Leave out of pictures what tells programs that a trained model has drawn them (XMP).",
+        True,
+        flag="--no-mark",
+        panel=OUTPUT,
+    )
 
     def __post_init__(self) -> None:
         for name in ("class_word", "placeholder"):

@@ -12,9 +12,8 @@ import typer
 from profusion_cli.errors import ConfigError, UsageError
 from profusion_cli.keys import Key, all_keys, keys_with_flags
 from profusion_cli.mappings import flat
-from profusion_cli.settings import AUGMENTATION, CONFIGURATION
+from profusion_cli.settings import AUGMENTATION, CONFIGURATION, OUTPUT
 
-OUTPUT = "Output"
 MACHINE = ("device", "dtype", "seed", "deterministic")
 """Keys that every command that computes takes."""
 

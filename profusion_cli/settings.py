@@ -8,6 +8,7 @@ from typing import Any
 CONFIGURATION = "Configuration"
 AUGMENTATION = "Augmentation"
 FUSION = "Fusion Sampling"
+OUTPUT = "Output"
 
 
 def setting(

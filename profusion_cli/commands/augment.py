@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
 
 
-@options.takes("augment", "class_word", *options.MACHINE)
+@options.takes("augment", "class_word", *options.MACHINE, "mark")
 def augment(
     photo: Annotated[
         str,
@@ -137,9 +137,12 @@ def _save_images(made: Bundle, paths: list[str], config: Config, force: bool) ->
 
     from profusion_cli.augmentation import read_images, sheet
     from profusion_cli.images import encode_png, parameters_text
+    from profusion_cli.images.marks import COMPOSITE
+    from profusion_cli.jobs.lineage import made_by
 
     common = {"tool": made.manifest["tool"], "inputs": made.manifest["inputs"]}
     record, augmented = made.manifest["augmentation"], read_images(made)
+    marked = {**common, **(made_by(config, COMPOSITE) if record["inpainted"] else {})}
 
     def text_of(seed: int) -> str:
         if not record["inpainted"]:
@@ -154,8 +157,8 @@ def _save_images(made: Bundle, paths: list[str], config: Config, force: bool) ->
 
     pictures = [(Image.fromarray(augmented.original), "", {**common, "number": 0, "view": None})]
     for number, (image, view) in enumerate(zip(augmented.images, record["views"], strict=True), 1):
-        pictures.append((image, text_of(view["seed"]), {**common, "number": number, "view": view}))
-    pictures.append((sheet(augmented), text_of(config.seed), {**common, "views": record["views"]}))
+        pictures.append((image, text_of(view["seed"]), {**marked, "number": number, "view": view}))
+    pictures.append((sheet(augmented), text_of(config.seed), {**marked, "views": record["views"]}))
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_output(path, force) as file:
             file.write(encode_png(*picture))

@@ -125,7 +125,7 @@ def parse_drop(text: str | None) -> list[int]:
         ) from None
 
 
-@options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE, "compile")
+@options.takes("finetune", "augment", "promptnet", "class_word", "base.id", *options.MACHINE, "compile", "mark")
 def finetune(
     photos: Annotated[
         list[str],

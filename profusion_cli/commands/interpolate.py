@@ -34,7 +34,17 @@ BETWEEN = (0.5, 0.5)
 
 
 @options.takes(
-    *("sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile", "offload"),
+    *(
+        "sample",
+        "placeholder",
+        "class_word",
+        "base.id",
+        "promptnet.weights",
+        *options.MACHINE,
+        "compile",
+        "offload",
+        "mark",
+    ),
     without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(

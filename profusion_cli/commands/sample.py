@@ -42,7 +42,15 @@ SHEET_CELL = 256
 
 
 @options.takes(
-    "sample", "placeholder", "class_word", "base.id", "promptnet.weights", *options.MACHINE, "compile", "offload"
+    "sample",
+    "placeholder",
+    "class_word",
+    "base.id",
+    "promptnet.weights",
+    *options.MACHINE,
+    "compile",
+    "offload",
+    "mark",
 )
 def sample(
     arguments: Annotated[

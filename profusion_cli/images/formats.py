@@ -11,6 +11,7 @@ from PIL import Image
 
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO
+from profusion_cli.images.marks import mark_gif, packet_of
 from profusion_cli.images.records import encode_comment, encode_exif, encode_png
 
 
@@ -24,13 +25,15 @@ def _animation(frames: Sequence[Image.Image], fps: float, **options: Any) -> byt
 
 
 def _webp(frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]) -> bytes:
-    return _animation(frames, fps, format="WEBP", lossless=True, exif=encode_exif(parameters, record))
+    marked = {} if (packet := packet_of(record)) is None else {"xmp": packet.encode()}
+    return _animation(frames, fps, format="WEBP", lossless=True, exif=encode_exif(parameters, record), **marked)
 
 
 def _gif(frames: Sequence[Image.Image], fps: float, parameters: str, record: dict[str, Any]) -> bytes:
     # Pillow's own choice of 256 colours loses those of small areas, such as the white of eyes
     few = [frame.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4) for frame in frames]
-    return _animation(few, fps, format="GIF", disposal=1, comment=encode_comment(parameters, record))
+    data = _animation(few, fps, format="GIF", disposal=1, comment=encode_comment(parameters, record))
+    return mark_gif(data, record)
 
 
 PNG = ".png"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
 
 from profusion_cli.errors import InputError
+from profusion_cli.images.marks import png_info
 from profusion_cli.images.opening import open_image
 from profusion_cli.texts import encodable
 
@@ -25,13 +25,13 @@ _USER_COMMENT = b"UNICODE\0"
 
 
 def encode_png(image: Image.Image, parameters: str, record: dict[str, Any]) -> bytes:
-    """PNG bytes, the same for the same input, with `parameters` (A1111's key) and `record` as JSON text.
+    """PNG bytes, the same for the same input, with `parameters` (A1111's key), `record` as JSON text, and its mark.
 
     Nothing else that `image` carries (EXIF, profile, comments) gets into the file.
     """
     plain = image.convert("RGB")
     plain.info.clear()
-    text = PngInfo()
+    text = png_info(record)
     text.add_text(_PARAMETERS_KEY, encodable(parameters))
     text.add_itxt(RECORD_KEY, encodable(_packed(record)))
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ from profusion_cli.launcher import process_count
 from profusion_cli.listener import LOGGED, Listener
 from profusion_cli.presets import read_preset, resolve_config, shipped_presets
 
-MACHINES_OWN = ("device", "dtype", "seed", "deterministic", "compile", "offload")
+MACHINES_OWN = ("device", "dtype", "seed", "deterministic", "compile", "offload", "mark")
 """Keys that no bundle remembers."""
 HOW_MUCH = ("num_images", "batch_size", "width", "height")
 """Keys of `sample` that a bundle does not decide: how much is drawn, and at once, is the user's affair."""
@@ -53,7 +53,8 @@ def configure(
         remembered: the configuration in a bundle's manifest.
         flags: values of keys given as options. Another base model leaves nothing of the preset's own.
         settings: arguments of `--set`.
-        listener: who hears of a seed drawn at random, and of what a preset takes from a bundle's place.
+        listener: who hears of a seed drawn at random, of pictures without a mark, and of what a preset takes from a
+            bundle's place.
     """
     flags = _with_seed(flags, listener)
     other_base = flags.get("base.id")
@@ -67,6 +68,8 @@ def configure(
         base = replace(base, id=other_base, revision=None, random=None)
         if config.promptnet.weights == BESIDE_BASE:  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
+    if not config.mark:
+        listener.note("Pictures will not say that a trained model has drawn them (--no-mark).")
     return with_full_path(replace(config, base=base))
 
 

@@ -13,6 +13,7 @@ from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.images import parameters_text, public_id
+from profusion_cli.images.marks import SOURCE_TYPE, TRAINED
 from profusion_cli.plans import EXACT, plan_of, shape_of
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import SAMPLERS
@@ -46,6 +47,7 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         "base": {**bundles[0].manifest["base"], "id": public_id(config.base.id)},
         "subjects": [lineage(bundle) for bundle in bundles],
         **_drawn_by(config),
+        **made_by(config, TRAINED),
     }
 
 
@@ -71,8 +73,14 @@ def preview_record(
         "finetune": config.as_dict()["finetune"],
         "previews": list(times),
         **_drawn_by(config),
+        **made_by(config, TRAINED),
         "pictures": [{**one, "seed": config.seed} for one in each],
     }
+
+
+def made_by(config: Config, source_type: str) -> dict[str, str]:
+    """What a record says of who has made its picture, unless that is not wanted."""
+    return {SOURCE_TYPE: source_type} if config.mark else {}
 
 
 def _drawn_by(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from profusion_cli.images.marks import SOURCE_TYPE
 from profusion_cli.plans import EXACT
 
 LONGEST_TEXT = 100
@@ -184,8 +185,14 @@ def _picture(record: Any) -> dict[str, Any]:
         "base": shown(own("base", "id")),
         "drawn with": _sampling(own("sample"), own("plan")),
         "view": shown(own("number")),
+        "marked": _mark(own(SOURCE_TYPE)),
         "made by": _told("{} {}", own("tool", "name"), own("tool", "version")),
     }
+
+
+def _mark(source_type: Any) -> str:
+    """What programs are told of who has drawn a picture, in a word."""
+    return f"{shown(source_type).rpartition('/')[2]} (IPTC digital source type)" if source_type is not None else "not"
 
 
 def _run(results: Any) -> dict[str, Any]:

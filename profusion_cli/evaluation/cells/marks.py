@@ -150,5 +150,5 @@ def views_settings(config: Config) -> dict[str, Any]:
 
 def subject_settings(config: Config) -> dict[str, Any]:
     """What of a configuration a subject's bundle depends on, as plain data."""
-    left_out = (*NOT_OF_SUBJECTS, "preset", "deterministic", "compile", "offload")
+    left_out = (*NOT_OF_SUBJECTS, "preset", "deterministic", "compile", "offload", "mark")
     return {key: value for key, value in config.as_dict().items() if key not in left_out}

@@ -28,6 +28,7 @@ from profusion_cli.evaluation.report.tables import (
 from profusion_cli.evaluation.statistics import FEWEST
 from profusion_cli.evaluation.study.schema import Figure, Study
 from profusion_cli.files import atomic_output
+from profusion_cli.images.marks import SOURCE_TYPE, TRAINED, png_info
 
 FEW = 8
 """Subjects, of whom a percentile bootstrap tells too little."""
@@ -122,7 +123,9 @@ def _with_sheet(section: Section, folder: Path, made: tuple[Image.Image, list[st
         return replace(section, empty=True)
     name, (sheet, prompts) = f"{section.key}.png", made
     with atomic_output(folder / name, force=True) as file:
-        sheet.quantize(240, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        sheet.quantize(240, dither=Image.Dither.NONE).save(
+            file, "PNG", optimize=True, pnginfo=png_info({SOURCE_TYPE: TRAINED})
+        )
     png = base64.b64encode((folder / name).read_bytes()).decode()
     return replace(section, picture=name, png=png, caption=" | ".join(prompts))
 

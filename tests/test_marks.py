@@ -1,0 +1,102 @@
+"""What pictures say to programs about who has made them, read by libraries of others."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pyexiv2
+import pytest
+from PIL import Image
+
+from profusion_cli.images import encode_animation
+from profusion_cli.images.marks import COMPOSITE, SOURCE_TYPE, TRAINED
+from tests.conftest import ok
+from tests.test_previews import DRAWN, QUICK
+
+KEY = "Xmp.iptcExt.DigitalSourceType"
+
+
+def told_by(path: Path) -> str | None:
+    """The digital source type that exiv2 reads; of a GIF, whose XMP it does not read, from where the format has it."""
+    data = path.read_bytes()
+    if path.suffix == ".gif":
+        packet = gif_packet(data)
+        return None if packet is None else packet.partition('DigitalSourceType="')[2].partition('"')[0]
+    with pyexiv2.ImageData(data) as image:
+        return image.read_xmp().get(KEY)
+
+
+def gif_packet(data: bytes) -> str | None:
+    """The XMP packet, by the length that its sub-blocks give (XMP specification, part 3, section 1.1.2)."""
+    name = b"XMP DataXMP"
+    if name not in data:
+        return None
+    start = position = data.index(name) + len(name)
+    while data[position]:
+        position += 1 + data[position]
+    return data[start : position - 257].decode()
+
+
+@pytest.fixture(scope="module")
+def pictures(subject: Path, other_subject: Path, photo: Path, work: Path) -> Path:
+    """One of everything that is drawn."""
+    folder = work / "marked"
+    quick = ("--set", "sample.steps=10", "--steps", 2)
+    ok("sample", subject, "S* at sea", *quick, "-o", folder / "picture.png", "--sheet", folder / "sheet.png")
+    for name in ("way.png", "way.gif", "way.webp"):
+        ok("interpolate", subject, other_subject, "S* at sea", "--frames", 2, "--steps", 2, "-o", folder / name)
+    drawn = ("--preview-every", 3, "--pictures", folder / "after")
+    ok("finetune", photo, *QUICK, *DRAWN, *drawn, "-o", folder / "me.pfz")
+    ok("augment", photo, "--preset", "tiny-random", "--views", 1, "-o", folder / "v.pfz", "--save-images", folder / "v")
+    return folder
+
+
+NAMES = (
+    *("picture.png", "sheet.png", "way.png", "way.gif", "way.webp"),
+    *("me.preview.png", "after/01-s-in-style-0.png"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_drawn_says_so(pictures, name):
+    assert told_by(pictures / name) == TRAINED
+    with Image.open(pictures / name) as image:
+        image.load()
+    (entry,) = json.loads(ok("inspect", pictures / name, "--json").stdout)["files"]
+    assert entry["record"][SOURCE_TYPE] == TRAINED
+    assert "trainedAlgorithmicMedia" in ok("inspect", pictures / name).stdout
+
+
+def test_views_are_composites_and_photos_are_not_marked(pictures):
+    assert told_by(pictures / "v" / "01.png") == told_by(pictures / "v" / "sheet.png") == COMPOSITE
+    assert told_by(pictures / "v" / "original.png") is None
+
+
+def test_the_mark_can_be_left_out_and_that_is_told(subject, other_subject, photo, tmp_path):
+    """And a bundle does not decide about it."""
+    given = ("S* at sea", "--steps", 2, "--no-mark", "-o")
+    assert "--no-mark" in ok("sample", subject, *given, tmp_path / "x.png").stderr
+    ok("interpolate", subject, other_subject, "--frames", 2, *given, tmp_path / "x.gif")
+    views = ("--views", 1, "--no-mark", "--save-images", tmp_path / "v", "-o", tmp_path / "v.pfz")
+    ok("augment", photo, "--preset", "tiny-random", *views)
+    for name in ("x.png", "x.gif", "v/01.png"):
+        assert told_by(tmp_path / name) is None
+    assert "marked: not" in " ".join(ok("inspect", tmp_path / "x.png").stdout.split())
+    ok("finetune", photo, *QUICK, "--no-mark", "-o", tmp_path / "me.pfz")
+    ok("sample", tmp_path / "me.pfz", "S* at sea", "--steps", 2, "-o", tmp_path / "y.png")
+    assert told_by(tmp_path / "y.png") == TRAINED
+
+
+def test_a_gif_is_read_behind_its_mark():
+    """Also by a reader that takes the packet for sub-blocks, as Pillow does."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    plain, marked = (encode_animation("x.gif", frames, 4, "text", record) for record in ({}, {SOURCE_TYPE: TRAINED}))
+    assert gif_packet(plain) is None and "trainedAlgorithmicMedia" in gif_packet(marked)
+    with Image.open(io.BytesIO(plain)) as one, Image.open(io.BytesIO(marked)) as other:
+        assert one.n_frames == other.n_frames == 4 and one.info["comment"] != other.info["comment"]
+        for frame in range(4):
+            one.seek(frame)
+            other.seek(frame)
+            assert one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
