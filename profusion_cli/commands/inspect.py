@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from profusion_cli.commands.common import check_one_stdin, display_name
-from profusion_cli.console import Output, print_yaml
+from profusion_cli.commands.common import check_one_stdin, display_name, quoted
+from profusion_cli.console import Output, print_result, print_yaml
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import read_source, sha256_of
 from profusion_cli.options import Json
@@ -89,18 +89,40 @@ def _inputs_and_parents(source: dict[str, Any]) -> list[dict[str, str]]:
     return inputs + [{"what": "bundle", "sha256": parent} for parent in source["parents"]]
 
 
+def print_commands(files: list[str]) -> None:
+    """The command that draws each of these pictures again.
+
+    Raises:
+        InputError: one is no picture that profusion has drawn of finished subjects.
+    """
+    from profusion_cli.jobs.replay import replay
+
+    for file in files:
+        entry = describe(file)
+        arguments = replay(entry.get("record", {}), "-" if file == "-" else file)
+        print_result(" ".join(["profusion", *map(quoted, arguments)]))
+
+
 def inspect(
     files: Annotated[
         list[str],
         typer.Argument(metavar="FILE...", help="Bundles, pictures, photos or folders of runs; - is standard input."),
     ],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Print the command that draws a picture again, and nothing else.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="All that is known of them, as --json has it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say what files are and what they were made from; given several, say which of them is the origin of which."""
     if full and as_json:
         raise UsageError("--full has no effect with --json, which is complete.", "Leave it out.")
+    if replay and (full or as_json):
+        raise UsageError("--replay prints commands alone.", "Leave --full and --json out.")
     check_one_stdin(files)
+    if replay:
+        print_commands(files)
+        return
     entries = [describe(file) for file in files]
     given = {entry["sha256"]: entry["file"] for entry in entries if "sha256" in entry}
     for entry in entries:

@@ -29,7 +29,9 @@ def lineage(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], config: Config) -> dict[str, Any]:
+def picture_record(
+    prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], class_words: Sequence[str], config: Config
+) -> dict[str, Any]:
     """What a picture remembers of its making, as plain data.
 
     Args:
@@ -37,6 +39,7 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         twin: the prompt's text without the subject.
         index: its number j among the pictures of the prompt.
         bundles: of its subjects.
+        class_words: what they are.
         config: the resolved configuration.
     """
     return {
@@ -47,6 +50,8 @@ def picture_record(prompt: Prompt, twin: str, index: int, bundles: Sequence[Bund
         "base": {**bundles[0].manifest["base"], "id": public_id(config.base.id)},
         "subjects": [lineage(bundle) for bundle in bundles],
         **_drawn_by(config),
+        **({"class_word": class_words[0]} if len(set(class_words)) == 1 else {}),
+        "placeholder": config.placeholder,
         **made_by(config, TRAINED),
     }
 

@@ -214,7 +214,8 @@ def _draw(
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
                 twin = sampler.tokens[drawn.prompt].twin
-                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, config)
+                words = [subject.class_word for subject in sampler.subjects]
+                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config)
                 parameters = picture_parameters(record, config, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
 
@@ -313,7 +314,8 @@ def _draw_way(
         from profusion_cli.runtime.sampling import draw_frames, frame_weights
 
         shares = frame_weights(frames, len(subjects))
-        record = picture_record(prompt, sampler.tokens[0].twin, 0, subjects, config)
+        words = [subject.class_word for subject in sampler.subjects]
+        record = picture_record(prompt, sampler.tokens[0].twin, 0, subjects, words, config)
         with listener.progress("Interpolating", frames * len(sampler.plan.steps)) as step:
             for frame, image in enumerate(draw_frames(sampler, frames, step)):
                 parameters = picture_parameters(record, config, image)

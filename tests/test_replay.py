@@ -1,0 +1,66 @@
+"""`profusion inspect --replay`: the command that draws a picture again, which is run here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ok, run
+from tests.test_previews import DRAWN, QUICK
+
+QUICKLY = ("--set", "sample.steps=10", "--speed", "fast", "--set", "plans.fast.steps=3")
+SINGLE = (
+    "--gamma",
+    0.3,
+    "--subject-guidance",
+    4,
+    "--negative-prompt",
+    "blue, 'red'",
+    "--seed",
+    5,
+    "--class-word",
+    "a cat",
+)
+CASES = {
+    "a picture": ("sample", ["me"], "S* at sea", (*SINGLE, "--sampler", "fusion-only"), "x.png"),
+    "by a plan": ("sample", ["me"], "S* at sea", (*QUICKLY, "--no-mark"), "x.png"),
+    "of two": ("sample", ["me", "you"], "S1* by S2*", ("--steps", 2, "--weights", "0.7,0.3"), "x.png"),
+    "a way": ("interpolate", ["me", "you"], "S* at sea", ("--steps", 2, "--frames", 3), "x.gif"),
+    "a strip": ("interpolate", ["me", "you"], "S* at sea", ("--steps", 2, "--frames", 2), "x.png"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_command_draws_the_same_bytes(case, subject, other_subject, tmp_path, monkeypatch):
+    command, names, prompt, options, target = CASES[case]
+    monkeypatch.chdir(subject.parent)
+    sources = [{"me": subject.name, "you": other_subject.name}[name] for name in names]
+    place = tmp_path / target
+    ok(command, *sources, prompt, *options, "-o", place)
+    _draws_again(place)
+
+
+def _draws_again(place: Path) -> None:
+    before = place.read_bytes()
+    program, *arguments = shlex.split(ok("inspect", place, "--replay").stdout)
+    assert program == "profusion"
+    place.unlink()
+    ok(*arguments)
+    assert place.read_bytes() == before
+
+
+def test_a_sheet_is_drawn_again_with_its_pictures(subject, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / subject.name).write_bytes(subject.read_bytes())
+    ok("sample", subject.name, "S* at sea", "S* in style", "-n", 2, "--steps", 2, "-o", "a", "--sheet", "sheet.png")
+    _draws_again(tmp_path / "sheet.png")
+
+
+def test_other_pictures_have_no_such_command(photo, tmp_path):
+    ok("finetune", photo, *QUICK, *DRAWN, "--preview-every", 3, "--pictures", tmp_path / "p", "-o", tmp_path / "me.pfz")
+    for file in (photo, tmp_path / "me.preview.png", tmp_path / "me.pfz"):
+        result = run("inspect", file, "--replay")
+        assert result.exit_code == 5 and "again" in result.stderr
+    assert run("inspect", photo, "--replay", "--json").exit_code == 2
