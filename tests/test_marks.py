@@ -9,10 +9,13 @@ from pathlib import Path
 import pyexiv2
 import pytest
 from PIL import Image
+from sd_parsers import ParserManager
+from sd_parsers.data import Generators
 
+from profusion_cli.bundle import read_bundle
 from profusion_cli.images import encode_animation
 from profusion_cli.images.marks import COMPOSITE, SOURCE_TYPE, TRAINED
-from tests.conftest import ok
+from tests.conftest import ok, run
 from tests.test_previews import DRAWN, QUICK
 
 KEY = "Xmp.iptcExt.DigitalSourceType"
@@ -100,3 +103,40 @@ def test_a_gif_is_read_behind_its_mark():
             one.seek(frame)
             other.seek(frame)
             assert one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
+
+
+# --- consent ---------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_says_what_it_is_told_of_consent(photo, tmp_path):
+    """And nothing where nothing was given; what is made of it says it too."""
+    text = "Ann Ex, by mail, for her own pictures"
+    ok("finetune", photo, *QUICK, "--train", "attention", "--consent", text, "-o", tmp_path / "me.pfz")
+    ok("compress", tmp_path / "me.pfz", "--rank", 1, "--self-contained", "-o", tmp_path / "small.pfz")
+    for name in ("me.pfz", "small.pfz"):
+        assert read_bundle((tmp_path / name).read_bytes(), name).manifest["consent"] == text
+        assert f"consent: {text}" in ok("inspect", tmp_path / name).stdout
+    ok("finetune", photo, *QUICK, "--each", "--consent", text, "-o", tmp_path / "all")
+    assert "Ann Ex" in ok("inspect", tmp_path / "all" / f"{photo.stem}.pfz").stdout
+    assert run("finetune", photo, *QUICK, "--consent", " ", "-o", tmp_path / "x.pfz").exit_code == 2
+
+
+def test_nothing_is_said_of_consent_unasked(subject):
+    assert "consent" not in read_bundle(subject.read_bytes(), "me.pfz").manifest
+    assert "consent" not in ok("inspect", subject).stdout
+
+
+# --- parameters ------------------------------------------------------------------------------------------------
+
+
+def test_other_tools_read_the_parameters(subject, tmp_path):
+    """By sd-parsers, as A1111's."""
+    told = ("--negative-prompt", "blue, red: (dark)", "--seed", 7, "--subject-guidance", 3.5)
+    ok("sample", subject, "S* in style, at 3:2", "--steps", 2, *told, "-o", tmp_path / "x.png")
+    read = ParserManager().parse(tmp_path / "x.png")
+    assert read.generator == Generators.AUTOMATIC1111
+    assert (read.full_prompt, read.full_negative_prompt) == ("S* in style, at 3:2", "blue, red: (dark)")
+    (sampler,) = read.samplers
+    assert sampler.name == "Fusion Sampling (DDIM)"
+    assert sampler.parameters == {"cfg_scale": "3.5", "seed": "7", "steps": "2"}
+    assert read.metadata["Size"] == "128x128" and read.metadata["Gamma"] == "0.6"

@@ -28,6 +28,7 @@ from profusion_cli.console import Output
 from profusion_cli.errors import InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
 from profusion_cli.methods import PROFUSION, is_word_method
+from profusion_cli.texts import is_text
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
@@ -169,6 +170,15 @@ def finetune(
             "beside the bundle (me.preview.png).",
         ),
     ] = None,
+    consent: Annotated[
+        str | None,
+        typer.Option(
+            "--consent",
+            metavar="TEXT",
+            help="What the bundle says of the consent of who is in the photos; `profusion inspect` shows it.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     no_augment: Annotated[
         bool,
         typer.Option("--no-augment", help="Train on the photo alone.", rich_help_panel=options.AUGMENTATION),
@@ -209,6 +219,8 @@ def finetune(
     promptnet = flags.get("promptnet.weights")
     check_one_stdin([*photos, mask or "", promptnet or ""])
     inputs = [] if each else read_inputs(photos)
+    if consent is not None and not (consent.strip() and is_text(consent)):
+        raise UsageError("--consent is empty, or no text in UTF-8.", "Say who has consented to what, or leave it out.")
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     config = configure(preset, remembered_of(bundles, preset), flags, settings, output)
     if trust_base and not bundles:
@@ -227,7 +239,7 @@ def finetune(
         raise UsageError("--compile has no effect with --steps 0, which trains on nothing.", "Leave it out.")
     if each:
         refuse_with_each(given)
-        tune_each(photos, target, config, drawing, not no_augment, force, dry_run, output, started)
+        tune_each(photos, target, config, drawing, not no_augment, consent, force, dry_run, output, started)
         return
     dropped, region, preview = parse_drop(drop), read_region(mask, box, output), drawing.preview(target)
     check_apart([*photos, mask or "", promptnet or ""], [target] if preview is None else [target, preview])
@@ -251,7 +263,7 @@ def finetune(
         return
     if bundles:
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base, promptnet=True)
-    options_of = {"augment": not no_augment, "region": region, "drop": dropped, "listener": output}
+    options_of = {"augment": not no_augment, "region": region, "drop": dropped, "consent": consent, "listener": output}
     with SubjectModels(config, output) if prompts else nullcontext() as models:
         previews = previews_of(drawing, decoded, preview, config, force, output)
         made = make_subject(decoded, config, models=models, previews=previews, **options_of)
@@ -286,6 +298,7 @@ def tune_each(
     config: Config,
     drawing: Drawing,
     augment: bool,
+    consent: str | None,
     force: bool,
     dry_run: bool,
     output: Output,
@@ -312,7 +325,8 @@ def tune_each(
         inputs = [decode(read_source(photo), photo, output)]
         # of a photo whose bundle is not there, a sheet is left over from a run that was broken off
         previews = previews_of(drawing, inputs, sheet, config, True, output)
-        made = make_subject(inputs, config, augment=augment, models=models, previews=previews, listener=output)
+        given: dict[str, Any] = {"augment": augment, "consent": consent, "listener": output}
+        made = make_subject(inputs, config, models=models, previews=previews, **given)
         made.save(target, force)
         output.line(target)
         if sheet is not None:

@@ -11,9 +11,11 @@ options nor writes its results.
 - `views`: a photo -> pictures of its subject elsewhere
 - `subject`: photos and views -> a subject
 - `models`: what is loaded for one subject and kept for the next
+- `exporting`: a subject -> what other tools take
 - `compression`: a subject of whole weights -> the same of adapters
 - `pictures`: subjects and prompts -> pictures
 - `lineage`: what a picture remembers of its making
+- `replay`: the command that makes it again
 - `summaries`: what a bundle or a picture is, in some fifteen lines
 - `promptnet`: many pictures -> a PromptNet
 """

@@ -123,6 +123,7 @@ def make_subject(
     drop: Sequence[int] = (),
     models: SubjectModels | None = None,
     previews: Previews | None = None,
+    consent: str | None = None,
     listener: Listener = LOGGED,
 ) -> Bundle:
     """Photos of one subject -> the subject, as a bundle that `draw` draws from.
@@ -135,6 +136,7 @@ def make_subject(
         drop: numbers of views that are left out, as on the sheet of the bundle, which counts from 1.
         models: of further subjects by the same configuration; None: there are none.
         previews: what is drawn while it is tuned; None: nothing.
+        consent: what the bundle says of the consent of who is in the photos; None: nothing, and nothing is asked.
         listener: who hears of it.
 
     Raises:
@@ -191,6 +193,7 @@ def make_subject(
         "parents": [*read.parents, *tuned.parents],
         **tuned.manifest,
         "augmentation": read.record,
+        **({} if consent is None else {"consent": consent}),
     }
     remember_own(config, tuned.base["fingerprint"], listener)
     made = make_bundle(manifest, tuned.files, preview_strip(read.squares))

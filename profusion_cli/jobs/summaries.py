@@ -136,6 +136,7 @@ def _subject(manifest: Mapping[str, Any]) -> dict[str, str]:
     )
     return {
         "of": shown(own("config", "class_word")),
+        "consent": shown(own("consent")),
         "base": _base(manifest),
         "method": _joined(shown(tuning("method")), _told("{} trained", tuning("train"))),
         "training": "none" if tuning("steps") == 0 else training,

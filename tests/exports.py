@@ -1,0 +1,97 @@
+"""What exports of face-world subjects keep, drawn by diffusers' own pipeline and judged as a study's pictures are.
+
+`python -m tests.exports RUN METHOD BUNDLES`: pictures of one method of a finished study again, by LoRA and embedding
+of its subjects' bundles, beside those of the study itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from profusion_cli.bundle import Bundle, read_bundle
+from profusion_cli.config import build_config
+from profusion_cli.evaluation.cells.cell import Cell
+from profusion_cli.evaluation.faceworld import FaceWorldJudges
+from profusion_cli.evaluation.runner import Run
+from profusion_cli.evaluation.study.reading import read_study
+from profusion_cli.jobs.configuration import remembered_config
+from profusion_cli.jobs.exporting import export_file
+from profusion_cli.prompts import parse_prompt
+from profusion_cli.runtime.backbone import BaseModel
+from profusion_cli.runtime.device import resolve_placement
+
+COLUMNS = ("adherence", "identity", "copying", "details", "structure")
+STEPS = 50
+WAYS = {"embedding": ("embedding",), "lora": ("lora",), "lora and embedding": ("lora", "embedding")}
+
+
+def stock(base: BaseModel) -> StableDiffusionPipeline:
+    """The base model in diffusers' own pipeline."""
+    parts = {"unet": base.as_stored("unet").float(), "vae": base.vae, "text_encoder": base.as_stored("text_encoder")}
+    parts["text_encoder"].float()
+    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = StableDiffusionPipeline(**parts, tokenizer=base.tokenizer, scheduler=scheduler, **nothing)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(cell: Cell, bundle: Bundle, way: tuple[str, ...], guidance_scale: float) -> Iterator[Image.Image]:
+    """A cell's pictures by what is exported of its subject."""
+    config = build_config(remembered_config(bundle))
+    with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
+        pipe = stock(base)
+    with tempfile.TemporaryDirectory() as folder:
+        for to in way:
+            path = Path(folder) / f"{to}.safetensors"
+            path.write_bytes(export_file(bundle, config, to).data)
+            (pipe.load_textual_inversion if to == "embedding" else pipe.load_lora_weights)(str(path))
+    for picture in cell.made["pictures"]:
+        prompt = parse_prompt(picture["prompt"])
+        text = prompt.text if "embedding" in way else prompt.twin([config.class_word])
+        generator = torch.Generator().manual_seed(cell.config.seed + picture["index"])
+        side = {"height": config.base.resolution, "width": config.base.resolution}
+        drawing = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, "generator": generator}
+        yield pipe(text, **side, **drawing).images[0]
+
+
+def main(folder: str, method: str, bundles: str, guidance_scale: str = "4") -> None:
+    run = Run(Path(folder), read_study(str(Path(folder) / "study.yaml")))
+    cells = [cell for cell in run.cells(run.study.methods) if cell.method.name == method and cell.made]
+    wanted = {sha256 for cell in cells for sha256 in cell.made["bundles"]}
+    read = (read_bundle(path.read_bytes(), path.name) for path in sorted(Path(bundles).rglob("*.pfz")))
+    known = {bundle.sha256: bundle for bundle in read if bundle.sha256 in wanted}
+    judges, scores = FaceWorldJudges({}, torch.device("cpu")), {way: [] for way in ("profusion", *WAYS)}
+    for cell in cells:
+        judged = run.jury._judged(cell, cell.subject)
+        scores["profusion"].append(judges.score(judged))
+        for way, exports in WAYS.items():
+            pictures = drawn(cell, known[cell.made["bundles"][0]], exports, float(guidance_scale))
+            found = [replace(item, picture=picture) for item, picture in zip(judged, pictures, strict=True)]
+            scores[way].append(judges.score(found))
+            if cell is cells[0]:
+                for number, item in enumerate(found):
+                    item.picture.save(f"{way}-{number}.png".replace(" ", "-"))
+    for way, people in scores.items():
+        print(f"| {way} | {' | '.join(_interval(people, column) for column in COLUMNS)} |")
+
+
+def _interval(people: list[list[dict[str, float | None]]], column: str) -> str:
+    """Mean over people, with its 95 % bootstrap interval."""
+    means = np.array([np.mean([one[column] for one in person if one[column] is not None]) for person in people])
+    drawn = np.random.default_rng(0).choice(means, (10000, len(means))).mean(axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return f"{means.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
