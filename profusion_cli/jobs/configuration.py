@@ -89,9 +89,9 @@ def _with_seed(flags: Mapping[str, Any], listener: Listener) -> Mapping[str, Any
 
 
 def with_full_path(config: Config) -> Config:
-    """The configuration with the full path of its base model, where that is a folder: it is remembered like this."""
+    """The configuration with the full path of its base model, where that is on this machine, as it is remembered."""
     base = config.base
-    if base.random is not None or not os.path.isdir(os.path.expanduser(base.id)):
+    if base.random is not None or not os.path.exists(os.path.expanduser(base.id)):
         return config
     return replace(config, base=replace(base, id=str(Path(base.id).expanduser().resolve())))
 

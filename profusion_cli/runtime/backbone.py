@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from profusion_cli.config import BaseConfig
 from profusion_cli.errors import ConfigError, ProfusionError, UnavailableError
 from profusion_cli.interrupts import stop_if_asked
 from profusion_cli.listener import LOGGED, Listener
+from profusion_cli.presets import local_path
 from profusion_cli.runtime.descriptions import describe_part, misfit
 from profusion_cli.runtime.device import Placement, free_memory, is_out_of_memory
 from profusion_cli.runtime.drawing import decode
@@ -26,6 +28,7 @@ from profusion_cli.runtime.hub import Files, Source, fingerprint, fingerprint_of
 from profusion_cli.runtime.parts import PARTS, title_of
 from profusion_cli.runtime.pixels import clip_pixels, pixel_batches
 from profusion_cli.runtime.schedule import check_schedule
+from profusion_cli.runtime.single_file import folder_of, is_single_file
 from profusion_cli.runtime.text import TextConditioner, padding_of
 from profusion_cli.sampling import SampleConfig
 
@@ -98,7 +101,10 @@ class BaseModel:
         """Where one part comes from: its own id and revision, else the base model's."""
         part = getattr(self.config, name)
         option = f"--set base.{name}.id=FOLDER" if part.id else "--base-model FOLDER"
-        return Source(*self.config.place(name), option)
+        id, revision, subfolder = self.config.place(name)
+        if is_single_file(local_path(id)):
+            id = str(folder_of(Path(local_path(id)), self.config.resolution))
+        return Source(id, revision, subfolder, option)
 
     def files(self, name: str) -> Files:
         """The files of one part, found or downloaded on first use.

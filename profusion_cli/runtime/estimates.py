@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from profusion_cli.config import AugmentConfig, BaseConfig, Config, FinetuneConfig, PromptNetSource
 from profusion_cli.methods import is_word_method
+from profusion_cli.presets import local_path
 from profusion_cli.runtime.architecture import PromptNetConfig, unet_architecture
 from profusion_cli.runtime.backbone import PLAIN_TRANSFORMERS, BaseModel, quiet_libraries
 from profusion_cli.runtime.baselines import LearnedWord, WordBatch, WordObjective
@@ -31,6 +33,7 @@ from profusion_cli.runtime.parts import PARTS
 from profusion_cli.runtime.pixels import image_token_count
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.random_base import networks_of
+from profusion_cli.runtime.single_file import is_converted, is_single_file
 from profusion_cli.runtime.text import TextConditioner, Tokens
 from profusion_cli.runtime.training import Batch, TrainingObjective, select_trainable
 
@@ -187,6 +190,9 @@ def _built(model: BaseModel) -> Mapping[str, nn.Module] | None:
 def _described(model: BaseModel) -> Mapping[str, nn.Module] | None:
     """See `_built`, in float32."""
     names = [name for name in ("unet", "vae", "text_encoder", "vision") if name != "vision" or not model.inpainting]
+    place = Path(local_path(model.config.id))
+    if model.config.random is None and is_single_file(str(place)) and not is_converted(place, model.config.resolution):
+        return None
     with META, quiet_libraries():
         if model.config.random is not None:
             return networks_of(model.config.random.size, model.inpainting)

@@ -212,7 +212,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         raise UnavailableError(
             f"'{path}' cannot be read as a checkpoint of tensors: {first_line(error)}", AGAIN
         ) from error
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    inner = state.get("state_dict", state)  # of a whole checkpoint in one file
+    return {name: tensor for name, tensor in inner.items() if isinstance(tensor, torch.Tensor)}
 
 
 def fingerprint(files: Files, keep: Callable[[str], bool] = lambda name: True) -> str:

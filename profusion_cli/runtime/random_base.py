@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 
 from profusion_cli.runtime.text import word_of
 
+PAD_TOKEN = "!"
 BYTE_LEVEL_MERGES = 49152 - 256 - 2
 
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
@@ -188,19 +189,22 @@ def build_random_base(
     RandomBase(size, seed, prediction_type, inpainting).save(folder)
 
 
-def write_clip_tokenizer(folder: Path, only: Sequence[str] = (), max_length: int = 77) -> None:
-    """Write CLIP's tokenizer, from the byte pair merges that open_clip ships, padded as Stable Diffusion 2's.
+def write_clip_tokenizer(
+    folder: Path, only: Sequence[str] = (), max_length: int = 77, pad_token: str = PAD_TOKEN
+) -> None:
+    """Write CLIP's tokenizer, from the byte pair merges that open_clip ships.
 
     Args:
         folder: where to.
         only: keep the merges that these words need, and no others; all where there are none.
         max_length: of a prompt, in tokens, start and end included.
+        pad_token: what fills prompts up; Stable Diffusion 2's unless it is given.
     """
     vocabulary, merges = _clip_vocabulary(only)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    settings = {"tokenizer_class": "CLIPTokenizer", **_tokenizer_settings(max_length)}
+    settings = {"tokenizer_class": "CLIPTokenizer", **_tokenizer_settings(max_length), "pad_token": pad_token}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
@@ -242,7 +246,7 @@ def _tokenizer_settings(max_length: int) -> dict[str, Any]:
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        "pad_token": "!",
+        "pad_token": PAD_TOKEN,
     }
 
 
