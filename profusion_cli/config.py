@@ -45,19 +45,21 @@ class ComponentConfig:
 class RandomConfig:
     """A base model with random weights, built from a seed instead of loaded."""
 
-    size: Literal["tiny", "sd2"] = setting("tiny (a few thousand weights) or sd2 (Stable Diffusion 2's).", "tiny")
+    size: Literal["tiny", "sd2", "sd15"] = setting(
+        "tiny (a few thousand weights), sd2 or sd15 (Stable Diffusion's).", "tiny"
+    )
     seed: int = setting("Seed of the weights.", 0, 0, SEEDS)
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The frozen base model, in diffusers' folder layout: a folder or a Hub id."""
+    """The frozen base model, in diffusers' folder layout: a folder or a Hub id; or a checkpoint in one file."""
 
     id: str = setting(
-        "Take the base model from this folder or Hub id instead of the preset's.",
+        "Take the base model from this folder, file or Hub id instead of the preset's.",
         flag="--base-model",
         panel=CONFIGURATION,
-        metavar="FOLDER|ID",
+        metavar="FOLDER|FILE|ID",
     )
     revision: str | None = setting("Branch, tag or commit on the Hub.", None)
     unet: ComponentConfig = setting("The UNet.", ComponentConfig("unet"))

