@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from profusion_cli.errors import ConfigError
@@ -140,6 +140,16 @@ def short_plan(shape: PlanConfig, schedule: int, fusion_steps: int, refine: bool
             )
         )
     return Plan(schedule, tuple(steps), shape.word_once)
+
+
+def late_plan(plan: Plan, strength: float) -> Plan:
+    """The last steps of a plan, for whoever starts from a picture: this part of the exact algorithm's, in (0, 1].
+
+    The first of them asks for every condition, and is of the first order.
+    """
+    begin = plan.schedule - max(round(plan.schedule * strength), 1)
+    first, *others = [step for step in plan.steps if step.index >= begin] or plan.steps[-1:]
+    return replace(plan, steps=(replace(first, fresh=True, order=1), *others))
 
 
 @dataclass(frozen=True)

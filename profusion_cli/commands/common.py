@@ -15,13 +15,14 @@ from profusion_cli.config import Config
 from profusion_cli.console import Output, print_result, print_yaml
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
-from profusion_cli.plans import asked_of, cost_of, lines_of, plan_of
+from profusion_cli.plans import asked_of, cost_of, late_plan, lines_of, plan_of
 from profusion_cli.prompts import parse_prompt, placeholder_pattern
 
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.images import Photo
     from profusion_cli.jobs.views import Region
+    from profusion_cli.starting import Start
 
 
 BUNDLE_SUFFIX = ".pfz"
@@ -99,8 +100,15 @@ def check_bundle_target(target: str, force: bool, as_json: bool) -> None:
     check_target(target, force, as_json)
 
 
-def decode(data: bytes, source: str, output: Output, as_mask: bool = False) -> Photo:
+def decode(data: bytes, source: str, output: Output, as_mask: bool = False, drawn: bool = False) -> Photo:
     """A picture from the command line, with what there is to say about it.
+
+    Args:
+        data: of the file.
+        source: its name.
+        output: who hears of it.
+        as_mask: it is a mask.
+        drawn: it may be one that profusion drew, and nothing is said of that.
 
     Raises:
         InputError: as `decode_photo`.
@@ -110,7 +118,7 @@ def decode(data: bytes, source: str, output: Output, as_mask: bool = False) -> P
     picture = decode_photo(data, display_name(source), as_mask)
     for note in picture.notes:
         output.warn(note)
-    if not as_mask and (subjects := drawn_from(data, picture.name)):
+    if not (as_mask or drawn) and (subjects := drawn_from(data, picture.name)):
         output.warn(f"'{picture.name}' was drawn by profusion from {subjects}: a photo says more of the subject.")
     return picture
 
@@ -208,7 +216,11 @@ def print_config(config: Config, remarks: Iterable[str] = ()) -> None:
 
 
 def plan_remarks(
-    config: Config, bundles: Sequence[Bundle], prompts: Sequence[str], scales: Sequence[float]
+    config: Config,
+    bundles: Sequence[Bundle],
+    prompts: Sequence[str],
+    scales: Sequence[float],
+    start: Start | None = None,
 ) -> Iterator[str]:
     """What pictures of prompts are drawn by, and what they cost; see `print_config`.
 
@@ -217,10 +229,12 @@ def plan_remarks(
         bundles: of the subjects.
         prompts: of the pictures.
         scales: guidance scale of each subject in a picture.
+        start: what they are drawn over.
     """
     from profusion_cli.bundle.kinds import WORD_FILE
 
-    plan, learned = plan_of(config), all(WORD_FILE not in bundle.files for bundle in bundles)
+    plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
+    learned = all(WORD_FILE not in bundle.files for bundle in bundles)
     costs = {}
     for prompt in prompts:
         joint = parse_prompt(prompt, config.placeholder, len(bundles)).joint

@@ -77,6 +77,9 @@ def made_from(entry: dict[str, Any]) -> list[dict[str, str]]:
         for subject in entry["record"].get("subjects", []):
             origins.append({"what": f"subject bundle {subject['name']}", "sha256": subject["sha256"]})
             origins += _inputs_and_parents(subject)
+        if "start" in entry["record"]:
+            start = entry["record"]["start"]
+            origins.append({"what": f"picture {start['name']}", "sha256": start["sha256"]})
         if "inputs" in entry["record"]:
             origins += _inputs_and_parents({"parents": [], **entry["record"]})
     if "manifest" in entry:

@@ -14,9 +14,11 @@ import typer
 
 from profusion_cli import options
 from profusion_cli.commands.common import (
+    check_apart,
     check_one_stdin,
     check_unexpanded,
     check_whole,
+    decode,
     open_bundle,
     plan_remarks,
     print_config,
@@ -26,7 +28,7 @@ from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, atomic_output, check_target
+from profusion_cli.files import STDIO, atomic_output, check_target, read_source
 from profusion_cli.prompt_files import read_prompts
 from profusion_cli.prompts import PLACEHOLDER
 from profusion_cli.samplers import subject_weights
@@ -37,8 +39,12 @@ if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
     from profusion_cli.jobs.pictures import Picture
+    from profusion_cli.starting import Start
 
 SHEET_CELL = 256
+START = "Start from a picture"
+STRENGTH = 0.75
+"""Where the authors' code starts: at timestep 750 of 1000."""
 
 
 @options.takes(
@@ -79,6 +85,36 @@ def sample(
             "there already are skipped.",
         ),
     ] = False,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from",
+            metavar="FILE",
+            help="Draw over this picture in place of noise alone, and so keep its composition.",
+            rich_help_panel=START,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            min=0.01,
+            max=1,
+            metavar="X",
+            help=f"How much of it is drawn anew: the part of the steps that is taken. Default: {STRENGTH}, with a mask "
+            "1.",
+            rich_help_panel=START,
+        ),
+    ] = None,
+    inpaint_mask: Annotated[
+        str | None,
+        typer.Option(
+            "--inpaint-mask",
+            metavar="FILE",
+            help="Draw where this picture of the same size is light, and leave the rest as it was.",
+            rich_help_panel=START,
+        ),
+    ] = None,
     prompts_file: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
     ] = None,
@@ -110,17 +146,20 @@ def sample(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
+    start = read_start(start_from, strength, inpaint_mask, output)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
-    check_one_stdin([*sources, prompts_file or "", flags.get("promptnet.weights", "")])
+    pictures_in = [start_from or "", inpaint_mask or ""]
+    check_one_stdin([*sources, *pictures_in, prompts_file or "", flags.get("promptnet.weights", "")])
     further = [] if prompts_file is None else read_prompts(prompts_file)
     if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     if each:
         if sheet is not None:
             raise UsageError("--sheet shows subjects together, and --each draws them apart.", "Leave one of them out.")
-        draw_each(sources, [*texts, *further], target, preset, flags, settings, trust_base, dry_run, force, output)
+        given = (preset, flags, settings, trust_base, dry_run, force, start, output)
+        draw_each(sources, [*texts, *further], target, *given)
         output.finished(time.perf_counter() - started)
         return
     bundles = [open_bundle(source, "subject") for source in sources]
@@ -134,13 +173,14 @@ def sample(
 
     made = []
     with closing(
-        draw(bundles, texts, config, class_word=flags.get("class_word"), promptnet=named, listener=output)
+        draw(bundles, texts, config, class_word=flags.get("class_word"), promptnet=named, start=start, listener=output)
     ) as pictures:
         targets = plan_targets(target, texts, config, force, as_json)
+        check_apart(pictures_in, list(targets.values()))
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
         if dry_run:
             scales, _ = subject_weights(config.sample, len(bundles))
-            remarks = [*plan_remarks(config, bundles, texts, scales), memory_of_drawing(config, len(bundles))]
+            remarks = [*plan_remarks(config, bundles, texts, scales, start), memory_of_drawing(config, len(bundles))]
             print_config(config, remarks)
             return
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
@@ -170,6 +210,7 @@ def draw_each(
     trust_base: bool,
     dry_run: bool,
     force: bool,
+    start: Start | None,
     output: Output,
 ) -> None:
     """Every subject by itself, drawn as if it had been the only one."""
@@ -203,7 +244,8 @@ def draw_each(
         targets, made = targets_of(source, config), []
         named = names_promptnet(flags, settings) and needs_parent(bundle)
         base = bases.of(config)
-        for picture in draw([bundle], texts, config, class_word=word, promptnet=named, base=base, listener=output):
+        given: dict[str, Any] = {"class_word": word, "promptnet": named, "base": base, "start": start}
+        for picture in draw([bundle], texts, config, **given, listener=output):
             path = targets[picture.prompt, picture.index]
             picture.save(path, force=True)
             output.line(path)
@@ -219,6 +261,25 @@ def draw_each(
     if processes is None or processes.is_main:
         output.record(outcome.as_dict())
         outcome.check()
+
+
+def read_start(path: str | None, strength: float | None, mask: str | None, output: Output) -> Start | None:
+    """What `--start-from` and its companions say.
+
+    Raises:
+        UsageError: they are given without it.
+        InputError: a picture that cannot be used, or a mask that does not fit it.
+    """
+    if path is None:
+        for option, given in (("--strength", strength), ("--inpaint-mask", mask)):
+            if given is not None:
+                raise UsageError(f"{option} has no effect without --start-from.", "Leave it out, or add that.")
+        return None
+    from profusion_cli.starting import Start
+
+    photo = decode(read_source(path), path, output, drawn=True)
+    region = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
+    return Start(photo, strength or (STRENGTH if mask is None else 1.0), region)
 
 
 class Sheet:

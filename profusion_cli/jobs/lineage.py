@@ -13,10 +13,11 @@ from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.images import parameters_text, public_id
-from profusion_cli.images.marks import SOURCE_TYPE, TRAINED
+from profusion_cli.images.marks import COMPOSITE, SOURCE_TYPE, TRAINED
 from profusion_cli.plans import EXACT, plan_of, shape_of
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import SAMPLERS
+from profusion_cli.starting import Start
 
 
 def lineage(bundle: Bundle) -> dict[str, Any]:
@@ -30,7 +31,13 @@ def lineage(bundle: Bundle) -> dict[str, Any]:
 
 
 def picture_record(
-    prompt: Prompt, twin: str, index: int, bundles: Sequence[Bundle], class_words: Sequence[str], config: Config
+    prompt: Prompt,
+    twin: str,
+    index: int,
+    bundles: Sequence[Bundle],
+    class_words: Sequence[str],
+    config: Config,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """What a picture remembers of its making, as plain data.
 
@@ -41,6 +48,7 @@ def picture_record(
         bundles: of its subjects.
         class_words: what they are.
         config: the resolved configuration.
+        start: what it was drawn over.
     """
     return {
         "tool": {"name": "profusion", "version": __version__},
@@ -52,7 +60,8 @@ def picture_record(
         **_drawn_by(config),
         **({"class_word": class_words[0]} if len(set(class_words)) == 1 else {}),
         "placeholder": config.placeholder,
-        **made_by(config, TRAINED),
+        **({} if start is None else {"start": start.record()}),
+        **made_by(config, COMPOSITE if start is not None and start.mask is not None else TRAINED),
     }
 
 
@@ -110,6 +119,8 @@ def picture_parameters(record: dict[str, Any], config: Config, image: Image.Imag
     }
     if settings.speed != EXACT:
         used["Speed"] = settings.speed
+    if "start" in record:
+        used["Denoising strength"] = record["start"]["strength"]
     for name in ("gamma", "fusion_steps", "text_guidance", "fusion_guidance"):
         if name not in kind.unused(settings.fusion_steps):
             used[name.replace("_", " ").capitalize()] = getattr(settings, name)

@@ -22,6 +22,7 @@ from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import subject_weights
+from profusion_cli.starting import Start
 
 if TYPE_CHECKING:
     from profusion_cli.runtime.keeping import KeptBase
@@ -138,6 +139,7 @@ def draw(
     class_word: str | None = None,
     promptnet: bool = False,
     base: KeptBase | None = None,
+    start: Start | None = None,
     listener: Listener = LOGGED,
 ) -> Generator[Picture, None, None]:
     """Pictures of subjects, prompt by prompt; each is there as soon as its batch is drawn.
@@ -150,6 +152,7 @@ def draw(
         promptnet: the PromptNet of the configuration is the one that the subjects' adapters are for; otherwise it is
             found by its fingerprint.
         base: the base model, which is kept for further subjects; None: one for these alone.
+        start: a picture that is drawn over; None: nothing.
         listener: who hears of it.
 
     Raises:
@@ -166,8 +169,8 @@ def draw(
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
     parents = parents_of(subjects, config, promptnet)
-    opened = _opened(subjects, parents, parsed, class_words, config, base, listener)
-    return _draw(opened, subjects, parsed, config, listener)
+    opened = _opened(subjects, parents, parsed, class_words, config, base, listener, start)
+    return _draw(opened, subjects, parsed, config, listener, start)
 
 
 @contextmanager
@@ -179,6 +182,7 @@ def _opened(
     config: Config,
     base: KeptBase | None,
     listener: Listener,
+    start: Start | None = None,
 ) -> Iterator[Sampler]:
     """All that drawing takes, loaded while the block runs, after what there is to say is told."""
     warn_if_random(config, listener)
@@ -196,7 +200,7 @@ def _opened(
     placement = resolve_placement(config.device, config.dtype, training=False)
     opened = BaseModel(config.base, placement, listener) if base is None else lent(base, placement)
     with repeatable(config.deterministic), compiling(config.compile), opened as model:
-        sampler = Sampler(model, subjects, class_words, prompts, config, parents)
+        sampler = Sampler(model, subjects, class_words, prompts, config, parents, start)
         for warning in sampler.warnings():
             listener.warn(warning)
         yield sampler
@@ -208,6 +212,7 @@ def _draw(
     prompts: list[Prompt],
     config: Config,
     listener: Listener,
+    start: Start | None,
 ) -> Generator[Picture, None, None]:
     with opened as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
@@ -215,7 +220,7 @@ def _draw(
             for drawn in sampler.draw(step):
                 twin = sampler.tokens[drawn.prompt].twin
                 words = [subject.class_word for subject in sampler.subjects]
-                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config)
+                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config, start)
                 parameters = picture_parameters(record, config, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
 

@@ -41,8 +41,8 @@ def replay(record: Mapping[str, Any], name: str) -> list[str]:
     if several:
         return [*given, "--frames", str(len(ways)), "-o", name]
     if "pictures" in record:
-        return [*given, "-n", str(count), "--sheet", name]
-    return [*given, "-o", name]
+        return [*given, *_start(record.get("start")), "-n", str(count), "--sheet", name]
+    return [*given, *_start(record.get("start")), "-o", name]
 
 
 def _prompts(record: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -51,6 +51,14 @@ def _prompts(record: Mapping[str, Any]) -> tuple[list[str], int]:
         return [record["prompt"]], 1
     prompts = list(dict.fromkeys(picture["prompt"] for picture in record["pictures"]))
     return prompts, len(record["pictures"]) // len(prompts)
+
+
+def _start(start: Mapping[str, Any] | None) -> list[str]:
+    """The options of what a picture was drawn over."""
+    if start is None:
+        return []
+    mask = ["--inpaint-mask", start["mask"]["name"]] if "mask" in start else []
+    return ["--start-from", start["name"], "--strength", str(start["strength"]), *mask]
 
 
 def _options(record: Mapping[str, Any], command: str, shares: Sequence[float] | None) -> Iterator[str]:

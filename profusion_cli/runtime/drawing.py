@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -12,9 +13,9 @@ from PIL import Image
 from profusion_cli.plans import Plan
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.denoiser import PromptDenoiser, PromptTokens, Subject, tokenize_prompt
-from profusion_cli.runtime.fusion import NONE, Guidance, area_weights, sample_fusion
+from profusion_cli.runtime.fusion import NONE, Guidance, area_weights, blended, sample_fusion
 from profusion_cli.runtime.noise import NoisePath, to_device
-from profusion_cli.runtime.schedule import schedule_pairs, timesteps_of
+from profusion_cli.runtime.schedule import add_noise, schedule_pairs, timesteps_of
 from profusion_cli.runtime.text import TextConditioner
 from profusion_cli.samplers import SAMPLERS, parse_areas
 from profusion_cli.sampling import SampleConfig
@@ -33,6 +34,19 @@ class DrawingBase(Protocol):
 
     def size_of(self, settings: SampleConfig) -> tuple[int, int]:
         """Height and width of the latents of a picture."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What pictures are drawn over, encoded.
+
+    Args:
+        latents: scaled, shape (1, C, h, w).
+        mask: 1 where it is drawn over, shape (1, 1, h, w); None: everywhere.
+    """
+
+    latents: torch.Tensor
+    mask: torch.Tensor | None
 
 
 def tokenize(
@@ -71,6 +85,7 @@ def draw_latents(
     scales: tuple[float, ...],
     generators: Sequence[torch.Generator],
     progress: Callable[[int], None] | None = None,
+    beginning: Beginning | None = None,
 ) -> torch.Tensor:
     """Scaled latents of one picture of a prompt from each generator, by the sampler of the settings.
 
@@ -84,6 +99,7 @@ def draw_latents(
         scales: guidance scale of each subject.
         generators: on the CPU.
         progress: called with the number of sampler steps done.
+        beginning: what the first step of the plan starts from, noised; None: noise alone.
     """
     kind, scheduler, device = SAMPLERS[settings.sampler], base.scheduler, base.text.device
     alphas_cumprod, final_alpha_cumprod = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
@@ -93,8 +109,16 @@ def draw_latents(
     def draw() -> torch.Tensor:
         return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
-    start = to_device(draw(), device)
+    start = noise = to_device(draw(), device)
     pairs = schedule_pairs(timesteps, alphas_cumprod, final_alpha_cumprod)
+    options: dict[str, Any] = {}
+    if beginning is not None:
+        latents = beginning.latents.to(start)
+        at = torch.tensor([timesteps[plan.steps[0].index]], device=device)
+        start = add_noise(latents.expand_as(noise), noise, at, alphas_cumprod)
+        if beginning.mask is not None:
+            mask = beginning.mask.to(start)
+            options["keep"] = lambda x_t, alpha_bar_t: blended(x_t, latents, mask, alpha_bar_t, noise)
     path = NoisePath(draw, plan, [alpha_bars for _, *alpha_bars in pairs], settings)
     guidance = Guidance(
         scales,
@@ -121,6 +145,7 @@ def draw_latents(
         fusion_eta=settings.fusion_eta,
         eta=settings.eta,
         callback=progress,
+        **options,
     )
 
 

@@ -152,6 +152,21 @@ def fusion_update(
     return x_t - (1 - alpha_bar_t) ** 0.5 * (u * eps - max(u * (2 - u), 0.0) ** 0.5 * z)
 
 
+def blended(
+    x_t: torch.Tensor, latents: torch.Tensor, mask: torch.Tensor, alpha_bar_t: float, z: torch.Tensor
+) -> torch.Tensor:
+    """Blended latents (arXiv 2206.02779, Algorithm 1): what is known, noised as x_t is, outside of a mask.
+
+    m x_t + (1 - m) (sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z)
+
+    Args:
+        latents: x_0 of what is known.
+        mask: m, 1 where x_t stays, of a shape that broadcasts to it.
+        z: the same at every t.
+    """
+    return mask * x_t + (1 - mask) * (alpha_bar_t**0.5 * latents + (1 - alpha_bar_t) ** 0.5 * z)
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Which conditions Algorithm 1 asks for, and how it weighs them.
@@ -253,6 +268,7 @@ def sample_fusion(
     plan: Plan | None = None,
     fusion_eta: float = 1.0,
     eta: float = 0.0,
+    keep: Callable[[torch.Tensor, float], torch.Tensor] = lambda x_t, alpha_bar_t: x_t,
     callback: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Algorithm 1 along a whole schedule, or as much of it as a plan asks for.
@@ -274,6 +290,7 @@ def sample_fusion(
         plan: a step for each timestep; None: Algorithm 1 with one fusion update a step.
         fusion_eta: eta of the fusion stage, in [0, 1].
         eta: DDIM eta of the refinement, in [0, 1].
+        keep: what becomes of x_t, at alpha_bar_t, after each update and each step; `blended` keeps what is known.
         callback: called with the number of steps done, after each.
 
     Returns:
@@ -294,7 +311,7 @@ def sample_fusion(
         for j in range(step.updates):
             fused = fused_eps(asked, x_t, t, guidance)
             z = noise(i, j) if fusion_eta > 0 else torch.zeros_like(x_t)
-            x_t = fusion_update(x_t, fused, alpha_bar_t, alpha_bar_s, fusion_eta, z)
+            x_t = keep(fusion_update(x_t, fused, alpha_bar_t, alpha_bar_s, fusion_eta, z), alpha_bar_t)
         prediction = (refined_eps if step.refine else fused_eps)(asked, x_t, t, guidance)
         taken = x_t, prediction, alpha_bar_t
         if step.order == 2:
@@ -303,7 +320,7 @@ def sample_fusion(
             sigma = ddim_sigma(alpha_bar_t, alpha_bar_s, eta if step.refine else fusion_eta)
             z = noise(i, step.updates) if sigma > 0 else None
             x_t = ddim_step(x_t, prediction, alpha_bar_t, alpha_bar_s, sigma, z)
-        before = taken
+        x_t, before = keep(x_t, alpha_bar_s), taken
         if callback is not None:
             callback(i + 1)
     return x_t

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
@@ -16,20 +17,22 @@ from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
 from profusion_cli.config import Config, PromptNetSource
 from profusion_cli.errors import BundleError
 from profusion_cli.listener import who_hears
-from profusion_cli.plans import plan_of
+from profusion_cli.plans import late_plan, plan_of
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.changes import adapted_promptnet, read_changes, tuned_weights
 from profusion_cli.runtime.choosing import offloads
 from profusion_cli.runtime.denoiser import PromptNetSubject, PromptTokens, Subject, WordSubject
 from profusion_cli.runtime.device import free_memory, is_out_of_memory, picture_generator, ready
-from profusion_cli.runtime.drawing import draw_latents, tokenize
+from profusion_cli.runtime.drawing import Beginning, draw_latents, tokenize
 from profusion_cli.runtime.parts import parts_for
+from profusion_cli.runtime.pixels import pixel_values
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.schedule import timesteps_of
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import check_base, check_fit, promptnet_from_bundle, read_views, read_word
 from profusion_cli.samplers import subject_weights
+from profusion_cli.starting import Start
 
 LATE_START = 0.85
 
@@ -101,6 +104,7 @@ class Sampler:
         prompts: all prompts of the run; they are tokenised before the UNet is loaded.
         config: the resolved configuration.
         parents: where the PromptNet is that the adapters of each bundle are for; None: that of the configuration.
+        start: what is drawn over; None: nothing.
 
     Raises:
         BundleError: a bundle made for another base model, with changes that its UNet does not have, without the
@@ -118,14 +122,16 @@ class Sampler:
         prompts: Sequence[Prompt],
         config: Config,
         parents: Sequence[PromptNetSource] | None = None,
+        start: Start | None = None,
     ) -> None:
         self.base, self.settings, self.seed = base, config.sample, config.seed
         self._compiled, self._at_once = config.compile, sys.maxsize
         self._offloaded = offloads(config, base.placement, bundles)
         self.concept_prompt = config.concept_prompt
-        self.plan = plan_of(config)
+        self.plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
         self.timesteps = timesteps_of(base.scheduler, self.plan.schedule)
         base.size_of(config.sample)  # before anything is loaded
+        self._start, self._beginning = start, None if start is None else self._begun(start)
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
         self.subjects = [
@@ -143,6 +149,16 @@ class Sampler:
         self._tuned = partial(tuned_weights, before, changes)
         with quiet_libraries():
             self.unet = ready(unet, base.placement, config.compile, self._offloaded)
+
+    def _begun(self, start: Start) -> Beginning:
+        """A picture to start from, encoded in the size that is drawn."""
+        base, side = self.base, self.base.config.resolution
+        size = self.settings.width or side, self.settings.height or side
+        region, (mean, _) = start.region(*size), base.encode_moments([start.picture(*size)])
+        mask = None
+        if region is not None:  # a latent that touches it belongs to it
+            mask = F.adaptive_max_pool2d(pixel_values(region)[:, :1], mean.shape[-2:])
+        return Beginning(mean * base.vae_scaling_factor, mask)
 
     def _load_subject(self, bundle: Bundle, parent: PromptNetSource, class_word: str, reference: int) -> Subject:
         if WORD_FILE in bundle.files:
@@ -228,9 +244,11 @@ class Sampler:
     ) -> list[Image.Image]:
         generators = [picture_generator(self.seed, index) for index in indices]
         latents = draw_latents(
-            self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators, progress
+            *(self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators),
+            *(progress, self._beginning),
         )
-        return self.base.decode(latents)
+        images = self.base.decode(latents)
+        return images if self._start is None else [self._start.kept(image) for image in images]
 
     def draw(self, progress: Callable[[int], None]) -> Iterator[DrawnPicture]:
         """All pictures, prompt by prompt, in batches.
