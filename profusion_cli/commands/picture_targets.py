@@ -48,9 +48,18 @@ def names_in(folder: str, prompts: Sequence[str], config: Config) -> dict[tuple[
 
 
 def plan_targets(
-    target: str | None, prompts: Sequence[str], config: Config, force: bool, as_json: bool
+    target: str | None,
+    prompts: Sequence[str],
+    config: Config,
+    force: bool,
+    as_json: bool,
+    best: int | None = None,
 ) -> dict[tuple[int, int], str]:
     """Where each picture goes, checked before the work: in a folder beside what is there, unless `force` is given.
+
+    Args:
+        target, prompts, config, force, as_json: see `check_target`.
+        best: so many of each prompt are kept; None: all.
 
     Raises:
         UsageError: one file for several pictures, or for something else than a picture.
@@ -58,12 +67,12 @@ def plan_targets(
     """
     if target is not None:
         check_suffix(target, PICTURES, "or a folder")
-    count = len(prompts) * config.sample.num_images
+    count = len(prompts) * (config.sample.num_images if best is None else best)
     if target == STDIO or (target is not None and Path(target).suffix.lower() in PICTURES):
         if count > 1:
             where = "standard output" if target == STDIO else f"the one file '{target}'"
             raise UsageError(f"{count} pictures do not fit into {where}.", "Name a folder with -o.")
-        targets = {(0, 0): target}
+        targets = {(0, index): target for index in range(config.sample.num_images)}
     else:
         targets = names_in(DEFAULT_FOLDER if target is None else target, prompts, config)
         if not force:

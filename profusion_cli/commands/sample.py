@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 SHEET_CELL = 256
 START = "Start from a picture"
+SCORES = "Scores"
 STRENGTH = 0.75
 """Where the authors' code starts: at timestep 750 of 1000."""
 
@@ -115,6 +116,27 @@ def sample(
             rich_help_panel=START,
         ),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            metavar="JUDGE",
+            help="Tell and record how like the subject's photo each picture is, from -1 to 1, by faceworld, ArcFace, "
+            "AdaFace or DINOv2 (all but the first want `pip install 'profusion[evaluation]'`), or auto. Copies of the "
+            "photo score highest.",
+            rich_help_panel=SCORES,
+        ),
+    ] = None,
+    best: Annotated[
+        int | None,
+        typer.Option(
+            "--best",
+            min=1,
+            metavar="K",
+            help="Of the pictures of each prompt (-n), keep the K with the highest --score.",
+            rich_help_panel=SCORES,
+        ),
+    ] = None,
     prompts_file: Annotated[
         str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
     ] = None,
@@ -155,7 +177,13 @@ def sample(
     further = [] if prompts_file is None else read_prompts(prompts_file)
     if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
+    if best is not None and (score is None or each):
+        raise UsageError(
+            f"--best {'cannot be had with --each' if each else 'has no effect without --score'}.", "Leave it out."
+        )
     if each:
+        if score is not None:
+            raise UsageError("--score and --each exclude one another.", "Draw the subjects one by one.")
         if sheet is not None:
             raise UsageError("--sheet shows subjects together, and --each draws them apart.", "Leave one of them out.")
         given = (preset, flags, settings, trust_base, dry_run, force, start, output)
@@ -165,17 +193,19 @@ def sample(
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
+    check_best(best, config, len(bundles), score)
     named = names_promptnet(flags, settings)
     check_whole(texts, config.placeholder)
     texts += further
 
     from profusion_cli.jobs.pictures import draw
+    from profusion_cli.jobs.scoring import Scorer, best_of, judge_named, scored
 
     made = []
     with closing(
         draw(bundles, texts, config, class_word=flags.get("class_word"), promptnet=named, start=start, listener=output)
     ) as pictures:
-        targets = plan_targets(target, texts, config, force, as_json)
+        targets = plan_targets(target, texts, config, force, as_json, best)
         check_apart(pictures_in, list(targets.values()))
         labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
         if dry_run:
@@ -184,14 +214,21 @@ def sample(
             print_config(config, remarks)
             return
         check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
-        for picture in pictures:
-            path, text = targets[picture.prompt, picture.index], picture.record["prompt"]
+        judged: Iterable[Picture] = pictures
+        if score is not None:
+            judged = scored(pictures, Scorer(judge_named(score, config), bundles[0], config))
+            judged = judged if best is None else best_of(judged, best, config.sample.num_images)
+        for picture in judged:
+            path = targets[picture.prompt, picture.index]
             picture.save(path, force)
             if path != STDIO:
                 output.line(path)
             if labelled is not None:
                 labelled.add(picture)
-            made.append({"path": path, "prompt": text, "seed": picture.record["seed"]})
+            if score is not None:
+                output.note(f"{path}: {picture.record['score']['by']} {picture.record['score']['value']}")
+            kept = {key: picture.record[key] for key in ("prompt", "seed", "score") if key in picture.record}
+            made.append({"path": path, **kept})
     if labelled is not None:
         labelled.save()
         if target != STDIO:
@@ -261,6 +298,21 @@ def draw_each(
     if processes is None or processes.is_main:
         output.record(outcome.as_dict())
         outcome.check()
+
+
+def check_best(best: int | None, config: Config, subjects: int, score: str | None) -> None:
+    """There is one subject to be like, and are more pictures than are kept.
+
+    Raises:
+        UsageError: there are not.
+    """
+    if score is not None and subjects > 1:
+        raise UsageError("--score is of one subject.", "Leave it out.")
+    if best is not None and best >= config.sample.num_images:
+        raise UsageError(
+            f"--best {best} keeps all of {config.sample.num_images} picture(s).",
+            f"Draw more with -n, such as -n {4 * best}.",
+        )
 
 
 def read_start(path: str | None, strength: float | None, mask: str | None, output: Output) -> Start | None:

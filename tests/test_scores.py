@@ -1,0 +1,80 @@
+"""`sample --score` and `--best`: likeness to the subject, told and recorded, and what is kept by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from profusion_cli.evaluation import metrics
+from profusion_cli.evaluation.metrics import Judged
+from profusion_cli.images import read_record
+from tests.conftest import ok, run
+
+PROMPTS = ("S* at sea", "S* in style")
+STEPS = ("--steps", 2)
+
+
+class Brightness:
+    """Judges by how bright a picture is, beside the photo."""
+
+    columns = ("ArcFace",)
+
+    def score(self, pictures: list[Judged]) -> list[dict[str, float]]:
+        assert all(item.photo.size[0] == item.photo.size[1] > 0 for item in pictures)
+        return [{"ArcFace": sum(item.picture.convert("L").histogram()[128:]) / 2**14} for item in pictures]
+
+
+@pytest.fixture(autouse=True)
+def _bright(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "make_metrics", lambda name, options, device: [Brightness()])
+
+
+def scores_in(folder: Path) -> dict[str, float]:
+    return {path.name: read_record(path.read_bytes(), "x")[1]["score"]["value"] for path in folder.iterdir()}
+
+
+def test_scores_are_told_and_recorded(subject, tmp_path):
+    arguments = ("sample", subject, *PROMPTS, *STEPS, "-n", 2, "--score", "ArcFace", "-o", tmp_path / "p", "--json")
+    result = ok(*arguments)
+    told = {Path(one["path"]).name: one["score"] for one in json.loads(result.stdout)["pictures"]}
+    assert {name: score["value"] for name, score in told.items()} == scores_in(tmp_path / "p") and len(told) == 4
+    assert all(score["by"] == "ArcFace" and f"ArcFace {score['value']}" in result.stderr for score in told.values())
+
+
+def test_the_best_of_each_prompt_are_kept(subject, tmp_path):
+    common = ("sample", subject, *PROMPTS, *STEPS, "-n", 3, "--score", "ArcFace")
+    ok(*common, "-o", tmp_path / "all")
+    ok(*common, "--best", 1, "-o", tmp_path / "best", "--sheet", tmp_path / "sheet.png")
+    every, best = scores_in(tmp_path / "all"), scores_in(tmp_path / "best")
+    assert len(set(every.values())) == 6 and len(best) == 2
+    for number in ("01", "02"):
+        own = {name: score for name, score in every.items() if name.startswith(number)}
+        winner = max(own, key=own.get)
+        assert best[winner] == own[winner]
+        assert (tmp_path / "best" / winner).read_bytes() == (tmp_path / "all" / winner).read_bytes()
+    one = (*common[:2], PROMPTS[0], *common[4:])
+    ok(*one, "--best", 1, "-o", tmp_path / "one.png")
+    assert read_record((tmp_path / "one.png").read_bytes(), "x")[1]["score"]["value"] == max(
+        score for name, score in every.items() if name.startswith("01")
+    )
+
+
+def test_without_it_nothing_is_judged(subject, tmp_path):
+    ok("sample", subject, PROMPTS[0], *STEPS, "-o", tmp_path / "x.png")
+    assert "score" not in read_record((tmp_path / "x.png").read_bytes(), "x")[1]
+
+
+def test_what_cannot_be_scored_is_told(subject, other_subject, tmp_path):
+    cases = [
+        ((subject,), ("--score", "taste"), "taste"),
+        ((subject,), ("-n", 2, "--best", 1), "--score"),
+        ((subject,), ("-n", 2, "--score", "ArcFace", "--best", 2), "keeps all"),
+        ((subject, other_subject), ("--score", "ArcFace"), "one subject"),
+        ((subject, other_subject), ("--score", "ArcFace", "--each"), "--each"),
+    ]
+    for subjects, options, said in cases:
+        result = run("sample", *subjects, PROMPTS[0], *STEPS, *options, "-o", tmp_path / "p")
+        assert result.exit_code == 2 and said in result.stderr
+    assert not (tmp_path / "p").exists()
