@@ -11,6 +11,10 @@ from profusion_cli.texts import NO_TEXT_HINT, is_text
 
 PLACEHOLDER = "S*"
 EACH = -1
+MOST = 1000
+"""Prompts that one may stand for."""
+_CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
+_FOREIGN = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|\(\([^()]*\)\)|\[[^\[\]]*\]|<\w+:[^<>]*>|\bBREAK\b")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,30 @@ class Prompt:
             piece if isinstance(piece, str) else everyone if piece == EACH else class_words[piece]
             for piece in self.pieces
         )
+
+
+def alternatives(text: str) -> list[str]:
+    """The prompts that one with choices stands for: "S* in a {red|blue} hat" is two; all choices are combined.
+
+    Raises:
+        InputError: more than `MOST`.
+    """
+    texts, done = [text], []
+    while texts:
+        one = texts.pop(0)
+        found = _CHOICE.search(one)
+        if found is None:
+            done.append(one)
+            continue
+        texts[:0] = [one[: found.start()] + choice + one[found.end() :] for choice in found[1].split("|")]
+        if len(texts) + len(done) > MOST:
+            raise InputError(f"The prompt '{text}' stands for more than {MOST} prompts.", "Give it fewer choices.")
+    return list(dict.fromkeys(done))
+
+
+def foreign_marks(text: str) -> list[str]:
+    """What other tools read as weights and commands, and is plain text here: "(hat:1.2)", "[hat]", "<lora:x:1>"."""
+    return _FOREIGN.findall(text)
 
 
 def placeholder_pattern(placeholder: str) -> re.Pattern[str]:

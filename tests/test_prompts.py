@@ -7,7 +7,7 @@ import torch
 
 from profusion_cli.errors import InputError
 from profusion_cli.prompt_files import read_prompts
-from profusion_cli.prompts import EACH, parse_prompt
+from profusion_cli.prompts import EACH, alternatives, foreign_marks, parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import tokenize_prompt
 from profusion_cli.runtime.device import resolve_placement
@@ -71,6 +71,23 @@ def test_text_twin():
     assert parse_prompt("S1* with S2*", subjects=2).twin(["a man", "a dog"]) == "a man with a dog"
     assert parse_prompt("S* sleeping", subjects=2).twin(["a man", "a dog"]) == "a man and a dog sleeping"
     assert parse_prompt("S* sleeping", subjects=2).twin(["a man", "a man"]) == "a man sleeping"
+
+
+def test_choices_are_prompts_of_their_own():
+    """All of them combined, in their order, and each once; what has no choice stays as it is."""
+    assert alternatives("S* in a {red|blue} hat") == ["S* in a red hat", "S* in a blue hat"]
+    assert alternatives("{a|b} S* {c|}") == ["a S* c", "a S* ", "b S* c", "b S* "]
+    assert alternatives("S* {x|x}") == ["S* x"]
+    for plain in ("S* {alone}", "S* | b", "{} S*", "S* {a"):
+        assert alternatives(plain) == [plain]
+    with pytest.raises(InputError, match="more than 1000"):
+        alternatives("S* " + "{a|b|c}" * 7)
+
+
+def test_marks_of_other_tools_are_found():
+    marked = "S* (hat:1.2), ((red)), [dog], <lora:x:0.8> BREAK (plain) 3:2 (S*)"
+    assert foreign_marks(marked) == ["(hat:1.2)", "((red))", "[dog]", "<lora:x:0.8>", "BREAK"]
+    assert foreign_marks("S* (a person), at 3:2, on a break") == []
 
 
 def test_prompts_file(tmp_path):

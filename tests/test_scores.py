@@ -78,3 +78,14 @@ def test_what_cannot_be_scored_is_told(subject, other_subject, tmp_path):
         result = run("sample", *subjects, PROMPTS[0], *STEPS, *options, "-o", tmp_path / "p")
         assert result.exit_code == 2 and said in result.stderr
     assert not (tmp_path / "p").exists()
+
+
+def test_choices_and_marks_in_prompts(subject, photo, tmp_path):
+    """Each choice is a prompt; a weight is told of, and drawn as plain text."""
+    result = ok("sample", subject, "S* in a {red|(blue:1.2)} hat", *STEPS, "-o", tmp_path / "p")
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert names == ["01-s-in-a-red-hat-0.png", "02-s-in-a-blue-1-2-hat-0.png"]
+    assert "'(blue:1.2)'" in result.stderr and "plain text" in result.stderr
+    tuning = ("--preset", "tiny-random", "--no-augment", "--steps", 1, "--set", "sample.steps=2")
+    ok("finetune", photo, *tuning, "--draw", "S* {a|b}", "--pictures", tmp_path / "d", "-o", tmp_path / "me.pfz")
+    assert len(list((tmp_path / "d").iterdir())) == 2

@@ -12,7 +12,7 @@ from profusion_cli.console import Output
 from profusion_cli.errors import ConfigError, UsageError
 from profusion_cli.files import STDIO, atomic_output
 from profusion_cli.methods import is_word_method
-from profusion_cli.prompts import parse_prompt
+from profusion_cli.prompts import alternatives, parse_prompt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,6 +85,7 @@ def check_draw(
         )
     from profusion_cli.commands.picture_targets import DEFAULT_FOLDER
 
+    prompts = [one for text in prompts for one in alternatives(text)]
     return Drawing(tuple(prompts), DEFAULT_FOLDER if pictures is None else pictures, every)
 
 

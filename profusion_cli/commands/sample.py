@@ -30,7 +30,7 @@ from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target, read_source
 from profusion_cli.prompt_files import read_prompts
-from profusion_cli.prompts import PLACEHOLDER
+from profusion_cli.prompts import PLACEHOLDER, alternatives
 from profusion_cli.samplers import subject_weights
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def sample(
         list[str],
         typer.Argument(
             metavar="SUBJECT... PROMPT...",
-            help='Subject bundles (- is standard input), then prompts with S*, such as "S* in anime style".',
+            help='Subject bundles (- is standard input), then prompts with S*, such as "S* in anime style"; '
+            '"S* in a {red|blue} hat" is two.',
         ),
     ],
     target: Annotated[
@@ -174,7 +175,8 @@ def sample(
     sources, texts = split_arguments(arguments)
     pictures_in = [start_from or "", inpaint_mask or ""]
     check_one_stdin([*sources, *pictures_in, prompts_file or "", flags.get("promptnet.weights", "")])
-    further = [] if prompts_file is None else read_prompts(prompts_file)
+    texts = [one for text in texts for one in alternatives(text)]
+    further = [] if prompts_file is None else [one for text in read_prompts(prompts_file) for one in alternatives(text)]
     if not texts and not further:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     if best is not None and (score is None or each):

@@ -20,7 +20,7 @@ from profusion_cli.jobs.lineage import picture_parameters, picture_record
 from profusion_cli.jobs.parents import needs_parent, parents_of
 from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
-from profusion_cli.prompts import Prompt, parse_prompt
+from profusion_cli.prompts import Prompt, foreign_marks, parse_prompt
 from profusion_cli.samplers import subject_weights
 from profusion_cli.starting import Start
 
@@ -168,6 +168,7 @@ def draw(
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
+    warn_of_marks(prompts, listener)
     parents = parents_of(subjects, config, promptnet)
     opened = _opened(subjects, parents, parsed, class_words, config, base, listener, start)
     return _draw(opened, subjects, parsed, config, listener, start)
@@ -223,6 +224,14 @@ def _draw(
                 record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config, start)
                 parameters = picture_parameters(record, config, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
+
+
+def warn_of_marks(prompts: Sequence[str], listener: Listener) -> None:
+    """What other tools read as a weight is told of, as it is plain text here."""
+    marks = dict.fromkeys(mark for prompt in prompts for mark in foreign_marks(prompt))
+    if marks:
+        shown = ", ".join(repr(mark) for mark in list(marks)[:5])
+        listener.warn(f"Other tools read {shown} as weights or commands; here that is plain text of the prompt.")
 
 
 def warn_if_large(config: Config, listener: Listener) -> None:
