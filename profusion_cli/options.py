@@ -71,6 +71,20 @@ TrustBase = Annotated[
         rich_help_panel=CONFIGURATION,
     ),
 ]
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        "--sign",
+        metavar="CERT",
+        help="Sign pictures with this certificate (PEM, with those above it), by C2PA content credentials that name "
+        "the subject and its photos; wants `pip install 'profusion[sign]'`.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SignKey = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="The private key of --sign (PEM).", rich_help_panel=OUTPUT),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

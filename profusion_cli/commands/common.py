@@ -21,6 +21,7 @@ from profusion_cli.prompts import parse_prompt, placeholder_pattern
 if TYPE_CHECKING:
     from profusion_cli.bundle import Bundle
     from profusion_cli.images import Photo
+    from profusion_cli.images.credentials import Credentials
     from profusion_cli.jobs.views import Region
     from profusion_cli.starting import Start
 
@@ -121,6 +122,22 @@ def decode(data: bytes, source: str, output: Output, as_mask: bool = False, draw
     if not (as_mask or drawn) and (subjects := drawn_from(data, picture.name)):
         output.warn(f"'{picture.name}' was drawn by profusion from {subjects}: a photo says more of the subject.")
     return picture
+
+
+def credentials_of(certificate: str | None, key: str | None) -> Credentials | None:
+    """What `--sign` and `--key` name; None: nothing is signed.
+
+    Raises:
+        UsageError: one of them is missing.
+        UnavailableError, InputError: as `Credentials`.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("--sign and --key go together.", "Give both, or neither.")
+    from profusion_cli.images.credentials import Credentials
+
+    return Credentials(certificate, key)
 
 
 def check_region(mask: str | None, box: str | None) -> None:

@@ -13,6 +13,7 @@ from profusion_cli.commands.common import (
     check_one_stdin,
     check_unexpanded,
     check_whole,
+    credentials_of,
     open_bundle,
     plan_remarks,
     print_config,
@@ -73,6 +74,8 @@ def interpolate(
             "--fps", min=0.1, max=50, help="Frames per second of an animation (4).", rich_help_panel=options.OUTPUT
         ),
     ] = None,
+    sign: options.Sign = None,
+    key: options.SignKey = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     trust_base: options.TrustBase = False,
@@ -96,6 +99,7 @@ def interpolate(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
+    credentials = credentials_of(sign, key)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
     check_one_stdin([*sources, flags.get("promptnet.weights", "")])
@@ -120,11 +124,12 @@ def interpolate(
         for picture in pictures:
             drawn.append(picture)
             if paths != [target]:
-                picture.save(paths[picture.index], force)
+                picture.save(paths[picture.index], force, credentials)
                 output.line(paths[picture.index])
     if paths == [target]:
+        data = _one_file(drawn, target, fps, ends if len(ends) == len(bundles) else None)
         with atomic_output(target, force) as file:
-            file.write(_one_file(drawn, target, fps, ends if len(ends) == len(bundles) else None))
+            file.write(data if credentials is None else credentials.sign(data, target, drawn[0].record))
         if target != STDIO:
             output.line(target)
     output.record({"paths": paths, "frames": frames, "weights": [picture.record["weights"] for picture in drawn]})

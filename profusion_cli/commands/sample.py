@@ -18,6 +18,7 @@ from profusion_cli.commands.common import (
     check_one_stdin,
     check_unexpanded,
     check_whole,
+    credentials_of,
     decode,
     open_bundle,
     plan_remarks,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
+    from profusion_cli.images.credentials import Credentials
     from profusion_cli.jobs.pictures import Picture
     from profusion_cli.starting import Start
 
@@ -147,6 +149,8 @@ def sample(
             "--sheet", metavar="FILE", help="Also write a labelled contact sheet (PNG).", rich_help_panel=options.OUTPUT
         ),
     ] = None,
+    sign: options.Sign = None,
+    key: options.SignKey = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     trust_base: options.TrustBase = False,
@@ -169,7 +173,7 @@ def sample(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
-    start = read_start(start_from, strength, inpaint_mask, output)
+    start, credentials = read_start(start_from, strength, inpaint_mask, output), credentials_of(sign, key)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
@@ -188,7 +192,7 @@ def sample(
             raise UsageError("--score and --each exclude one another.", "Draw the subjects one by one.")
         if sheet is not None:
             raise UsageError("--sheet shows subjects together, and --each draws them apart.", "Leave one of them out.")
-        given = (preset, flags, settings, trust_base, dry_run, force, start, output)
+        given = (preset, flags, settings, trust_base, dry_run, force, start, credentials, output)
         draw_each(sources, [*texts, *further], target, *given)
         output.finished(time.perf_counter() - started)
         return
@@ -222,7 +226,7 @@ def sample(
             judged = judged if best is None else best_of(judged, best, config.sample.num_images)
         for picture in judged:
             path = targets[picture.prompt, picture.index]
-            picture.save(path, force)
+            picture.save(path, force, credentials)
             if path != STDIO:
                 output.line(path)
             if labelled is not None:
@@ -232,7 +236,7 @@ def sample(
             kept = {key: picture.record[key] for key in ("prompt", "seed", "score") if key in picture.record}
             made.append({"path": path, **kept})
     if labelled is not None:
-        labelled.save()
+        labelled.save(credentials)
         if target != STDIO:
             output.line(sheet)
     output.record({"pictures": made, "sheet": sheet})
@@ -250,6 +254,7 @@ def draw_each(
     dry_run: bool,
     force: bool,
     start: Start | None,
+    credentials: Credentials | None,
     output: Output,
 ) -> None:
     """Every subject by itself, drawn as if it had been the only one."""
@@ -286,7 +291,7 @@ def draw_each(
         given: dict[str, Any] = {"class_word": word, "promptnet": named, "base": base, "start": start}
         for picture in draw([bundle], texts, config, **given, listener=output):
             path = targets[picture.prompt, picture.index]
-            picture.save(path, force=True)
+            picture.save(path, True, credentials)
             output.line(path)
             made.append({"path": path, "prompt": picture.record["prompt"], "seed": picture.record["seed"]})
         return {"pictures": made}
@@ -370,12 +375,13 @@ class Sheet:
         self.rows.setdefault(picture.prompt, (picture.record["prompt"], []))[1].append(small)
         self.pictures.append(replace(picture, image=small))
 
-    def save(self) -> None:
-        """Write it, with the record of its first picture, and what each one is of its own."""
+    def save(self, credentials: Credentials | None) -> None:
+        """Write it, with the record of its first picture, and what each one is of its own; signed by what there is."""
         from profusion_cli.images import contact_sheet, encode_png
 
         whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
         first = self.pictures[0]
         each = [{key: picture.record[key] for key in ("prompt", "text", "seed")} for picture in self.pictures]
+        data = encode_png(whole, first.parameters, {**first.record, "pictures": each})
         with atomic_output(self.path, self.force) as file:
-            file.write(encode_png(whole, first.parameters, {**first.record, "pictures": each}))
+            file.write(data if credentials is None else credentials.sign(data, self.path, first.record))

@@ -21,7 +21,10 @@ REQUIRED = (
     *("psutil", "rich", "typer"),
 )
 """What profusion is installed with."""
-OPTIONAL = ("bitsandbytes", "deepface", "matplotlib", "tensorboard", "hf_xet", "webdataset", "braceexpand")
+OPTIONAL = (
+    *("bitsandbytes", "c2pa-python", "cryptography", "deepface", "matplotlib", "tensorboard", "hf_xet"),
+    *("webdataset", "braceexpand"),
+)
 MODULES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "cv2")
 """Those whose installed parts are known not to fit together at times."""
 VARIABLES = (

@@ -4,6 +4,7 @@
 - `photos`: one upright RGB picture from any file, and its central square
 - `records`: how a picture was made, inside its file
 - `marks`: what it says to programs about who has made it
+- `credentials`: the same, signed
 - `formats`: what is written, by the ending of its name
 - `sheets`: pictures side by side
 - `lettering`: the text between them

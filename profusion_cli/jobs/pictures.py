@@ -25,6 +25,7 @@ from profusion_cli.samplers import subject_weights
 from profusion_cli.starting import Start
 
 if TYPE_CHECKING:
+    from profusion_cli.images.credentials import Credentials
     from profusion_cli.runtime.keeping import KeptBase
     from profusion_cli.runtime.sampling import Sampler
 
@@ -47,14 +48,19 @@ class Picture:
     record: dict[str, Any]
     parameters: str
 
-    def save(self, target: str | Path, force: bool = False) -> None:
+    def save(self, target: str | Path, force: bool = False, credentials: Credentials | None = None) -> None:
         """Write it as a PNG file with its record; `-` is standard output.
+
+        Args:
+            target, force: where to.
+            credentials: what it is signed by; None: nothing.
 
         Raises:
             OutputError: the target exists (without `force`) or cannot be written.
         """
+        data = encode_picture(str(target), self.image, self.parameters, self.record)
         with atomic_output(target, force) as file:
-            file.write(encode_picture(str(target), self.image, self.parameters, self.record))
+            file.write(data if credentials is None else credentials.sign(data, str(target), self.record))
 
 
 def class_words_of(bundles: Sequence[Bundle], config: Config, given: str | None) -> list[str]:
