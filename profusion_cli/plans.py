@@ -196,13 +196,14 @@ def asked_of(settings: SampleConfig, scales: Sequence[float], joint: bool = Fals
     return Asked(1 if joint and not areas else everyone, everyone, present, has_text(settings))
 
 
-def cost_of(plan: Plan, asked: Asked = Asked(), learned: bool = True) -> Cost:
+def cost_of(plan: Plan, asked: Asked = Asked(), learned: bool = True, references: int = 1) -> Cost:
     """What a plan takes.
 
     Args:
         plan: of the picture.
         asked: in each step.
         learned: S* is PromptNet's; an ordinary word is encoded before the first step.
+        references: views that PromptNet looks at for one S*.
     """
     unet = promptnet = encoded = 0
     for step in plan.steps:
@@ -214,7 +215,7 @@ def cost_of(plan: Plan, asked: Asked = Asked(), learned: bool = True) -> Cost:
             unet += prompts + (asked.text and step.refine)
             promptnet += max(words) if plan.word_once else sum(words)
             encoded += prompts
-    return Cost(unet, promptnet, encoded) if learned else Cost(unet, 0, 0)
+    return Cost(unet, promptnet * references, encoded) if learned else Cost(unet, 0, 0)
 
 
 def shape_of(config: Config) -> PlanConfig | None:

@@ -86,6 +86,12 @@ class SampleConfig:
         metavar="AREA,AREA...",
     )
     reference: int = setting("Which photo of the subject PromptNet sees while sampling, counted from 1.", 1, 1, 1000)
+    references: Literal["one", "mean", "each"] = setting(
+        "What PromptNet sees of a subject made of several photos: one (sample.reference), mean (S* is the mean of what "
+        "it makes of each), or each (one after another, picture by picture).",
+        "one",
+        flag="--references",
+    )
 
     def __post_init__(self) -> None:
         if not SAMPLERS[self.sampler].refinement and self.fusion_steps == 0:

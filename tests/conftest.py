@@ -283,8 +283,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 
 @contextmanager
-def opened_sampler(subject: Path, steps: int) -> Iterator[Sampler]:
-    """One subject, loaded, to be drawn in so many steps."""
+def opened_sampler(subject: Path, steps: int, settings: dict[str, Any] | None = None) -> Iterator[Sampler]:
+    """One subject, loaded, to be drawn in so many steps, by further settings of `sample`."""
     from profusion_cli.config import build_config
     from profusion_cli.jobs.configuration import remembered_config
     from profusion_cli.mappings import merge
@@ -294,7 +294,7 @@ def opened_sampler(subject: Path, steps: int) -> Iterator[Sampler]:
     from profusion_cli.runtime.sampling import Sampler
 
     bundle = read_bundle(subject.read_bytes(), "me.pfz")
-    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": steps}}))
+    config = build_config(merge(remembered_config(bundle), {"sample": {"steps": steps, **(settings or {})}}))
     prompts = [parse_prompt("S* in style", config.placeholder, 1)]
     with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
         sampler = Sampler(base, [bundle], ["a person"], prompts, config)

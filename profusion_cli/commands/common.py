@@ -248,14 +248,16 @@ def plan_remarks(
         scales: guidance scale of each subject in a picture.
         start: what they are drawn over.
     """
-    from profusion_cli.bundle.kinds import WORD_FILE
+    from profusion_cli.bundle.kinds import VIEWS_FILE, WORD_FILE
 
     plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
     learned = all(WORD_FILE not in bundle.files for bundle in bundles)
+    views = [bundle.shapes(VIEWS_FILE)["latents_mean"][1][0] for bundle in bundles if VIEWS_FILE in bundle.files]
+    seen = max(views, default=1) if config.sample.references == "mean" else 1
     costs = {}
     for prompt in prompts:
         joint = parse_prompt(prompt, config.placeholder, len(bundles)).joint
-        costs[prompt] = cost_of(plan, asked_of(config.sample, scales, joint), learned)
+        costs[prompt] = cost_of(plan, asked_of(config.sample, scales, joint), learned, seen)
     return lines_of(plan, costs)
 
 

@@ -279,6 +279,8 @@ def check_way_settings(config: Config) -> None:
             f"{len(config.sample.subject_guidance)} guidance scales are given, and the subjects share one here.",
             "Give one number with --subject-guidance.",
         )
+    if config.sample.references == "each":
+        raise UsageError("sample.references=each has no meaning on a way.", "Use one or mean.")
     if config.sample.areas is not None:
         raise UsageError("sample.areas has no effect here: one subject becomes the next.", "Leave it out.")
     if config.sample.weights is not None:

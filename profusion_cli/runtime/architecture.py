@@ -3,11 +3,11 @@
 Stable Diffusion XL (arXiv 2307.01952) is not supported. What it would take:
 
 - two text encoders, of widths 768 and 1280, whose penultimate layers stand side by side in the UNet's 2048: S* is two
-  words, one for each, so that PromptNet has two heads in place of `region_prompt_output`, and `TextConditioner` splices
-  into both;
-- the pooled state of the second encoder, at the end of the prompt with S* in it, and six numbers of size and crop, which
-  reach the UNet beside the timestep (`addition_embed_type`, one of `UNSUPPORTED_KEYS`): `Conditioning` gets both, and
-  gamma has to say what it does to the pooled state, of which the paper knows nothing;
+  words, one for each, so that PromptNet has two heads in place of `region_prompt_output`, and `TextConditioner`
+  splices into both;
+- the pooled state of the second encoder, at the end of the prompt with S* in it, and six numbers of size and crop,
+  which reach the UNet beside the timestep (`addition_embed_type`, one of `UNSUPPORTED_KEYS`): `Conditioning` gets
+  both, and gamma has to say what it does to the pooled state, of which the paper knows nothing;
 - a PromptNet on down and mid blocks of up to ten transformer layers, on latents of 128 x 128: 8.4 times the FLOPs of an
   evaluation, and 2.6 G parameters in the UNet, so that fine-tuning trains adapters only (whole weights would want some
   40 GB for AdamW), and the VAE computes in bfloat16 or float32;

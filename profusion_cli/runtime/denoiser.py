@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -51,9 +51,10 @@ class PromptNetSubject:
 
     Args:
         promptnet: its own PromptNet.
-        ref_latents: scaled latents of its reference view, shape (1, 4, h, w).
-        image_tokens: the vision tower's tokens of the same view, shape (1, tokens, width).
+        ref_latents: scaled latents of its reference views, shape (V, 4, h, w): one for all pictures, or one for each.
+        image_tokens: the vision tower's tokens of the same views, shape (V, tokens, width).
         class_word: what the text twin calls it.
+        averaged: S* of every picture is the mean over all views.
     """
 
     ordinary: ClassVar[bool] = False
@@ -63,6 +64,12 @@ class PromptNetSubject:
     ref_latents: torch.Tensor
     image_tokens: torch.Tensor
     class_word: str
+    averaged: bool = False
+
+    def in_turn(self, indices: Sequence[int]) -> PromptNetSubject:
+        """The subject for pictures of these numbers, of which each sees another view, in turn."""
+        views = [index % len(self.ref_latents) for index in indices]
+        return replace(self, ref_latents=self.ref_latents[views], image_tokens=self.image_tokens[views])
 
     @property
     def words(self) -> int:
@@ -71,7 +78,15 @@ class PromptNetSubject:
 
     def pseudo_word(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """S* at x_t and the timestep t, an integer of shape (), as (B, words, embedding_dim)."""
-        batch = x_t.shape[0]
+        batch, views = x_t.shape[0], len(self.ref_latents)
+        if self.averaged:
+            words = self.promptnet(
+                self.ref_latents.repeat(batch, 1, 1, 1),
+                x_t.repeat_interleave(views, dim=0),
+                t,
+                self.image_tokens.repeat(batch, 1, 1),
+            )
+            return words.unflatten(0, (batch, views)).mean(dim=1)
         return self.promptnet(
             self.ref_latents.expand(batch, -1, -1, -1), x_t, t, self.image_tokens.expand(batch, -1, -1)
         )

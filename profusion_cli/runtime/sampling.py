@@ -52,19 +52,22 @@ class DrawnPicture:
     image: Image.Image
 
 
-def subject_of(base: BaseModel, promptnet: PromptNet, views: Views, reference: int, class_word: str) -> Subject:
-    """A subject whose S* PromptNet makes of one of its views.
+def subject_of(
+    base: BaseModel, promptnet: PromptNet, views: Views, reference: int | None, class_word: str, averaged: bool = False
+) -> PromptNetSubject:
+    """A subject whose S* PromptNet makes of its views.
 
     Args:
         base: the base model.
         promptnet: on the device.
         views: encoded pictures of the subject.
-        reference: which of them, from 0.
+        reference: which of them, from 0; None: all of them.
         class_word: what the subject is.
+        averaged: see `PromptNetSubject`.
     """
-    device = base.placement.device
-    latents = views.latents_mean[reference][None] * base.vae_scaling_factor
-    return PromptNetSubject(promptnet, latents.to(device), views.image_tokens[reference][None].to(device), class_word)
+    device, own = base.placement.device, slice(None) if reference is None else slice(reference, reference + 1)
+    latents, tokens = views.latents_mean[own] * base.vae_scaling_factor, views.image_tokens[own]
+    return PromptNetSubject(promptnet, latents.to(device), tokens.to(device), class_word, averaged)
 
 
 def promptnet_and_views(
@@ -166,7 +169,9 @@ class Sampler:
             return WordSubject(word.to(self.base.placement.device), class_word)
         promptnet, views = promptnet_and_views(bundle, parent, self.base, reference)
         promptnet = ready(promptnet, self.base.placement, self._compiled, self._offloaded)
-        return subject_of(self.base, promptnet, views, reference, class_word)
+        kind = self.settings.references
+        seen = reference if kind == "one" else None
+        return subject_of(self.base, promptnet, views, seen, class_word, averaged=kind == "mean")
 
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
         """A prompt's tokens, with these words in its text twin."""
@@ -243,8 +248,11 @@ class Sampler:
         self, tokens: PromptTokens, scales: tuple[float, ...], indices: Sequence[int], progress: Callable[[int], None]
     ) -> list[Image.Image]:
         generators = [picture_generator(self.seed, index) for index in indices]
+        subjects = self.subjects
+        if self.settings.references == "each":
+            subjects = [one.in_turn(indices) if isinstance(one, PromptNetSubject) else one for one in subjects]
         latents = draw_latents(
-            *(self.base, self.unet, self.subjects, tokens, self.settings, self.plan, scales, generators),
+            *(self.base, self.unet, subjects, tokens, self.settings, self.plan, scales, generators),
             *(progress, self._beginning),
         )
         images = self.base.decode(latents)

@@ -254,4 +254,4 @@ def _made_on(model: BaseModel) -> dict[str, str]:
 def _view(cell: Cell) -> str:
     """What is fixed when a subject is loaded for sampling."""
     sample = cell.config.sample
-    return digest([sample.width, sample.height, sample.reference, cell.config.compile])
+    return digest([sample.width, sample.height, sample.reference, sample.references, cell.config.compile])

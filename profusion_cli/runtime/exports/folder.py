@@ -30,7 +30,7 @@ from profusion_cli.runtime.weights import check_base
 INDEX = "model_index.json"
 """The file that every pipeline folder has."""
 BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SAMPLE_KEYS = ("num_images", "batch_size", "weights", "areas", "reference")
+SAMPLE_KEYS = ("num_images", "batch_size", "weights", "areas", "reference", "references")
 """Settings of `sample` that a pipeline of one subject has no use for, or asks for in its own way."""
 
 
