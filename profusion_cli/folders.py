@@ -11,6 +11,8 @@ from pathlib import Path
 from profusion_cli.errors import OutputError
 from profusion_cli.files import locked, make_folder, writing
 
+PIPELINE = "model_index.json"
+"""The file that every pipeline folder of diffusers' has."""
 _ANOTHER = "Choose another place."
 
 

@@ -305,6 +305,7 @@ def test_code_that_cannot_be_merged_is_refused(tmp_path, monkeypatch):
         ("subject", ("--to", "lora", "--with-base"), 2, "--with-base"),
         ("subject", ("--to", "lora", "--timestep", 3), 2, "--timestep"),
         ("subject", ("--to", "embedding", "--rank", 3), 2, "--rank"),
+        ("subject", ("--to", "lora", "--promptnet", "p.pfz"), 2, "--promptnet"),
         ("subject", ("--to", "embedding", "--save-dtype", "float32"), 2, "--save-dtype"),
         ("subject", ("--to", "diffusers"), 2, "--with-base"),
         ("word", ("--to", "diffusers", "--with-base"), 4, "--to embedding"),

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from profusion_cli.images import encode_png, read_record
 from tests.conftest import ok, run
 from tests.test_previews import DRAWN, QUICK
 
@@ -56,6 +58,21 @@ def test_a_sheet_is_drawn_again_with_its_pictures(subject, tmp_path, monkeypatch
     (tmp_path / subject.name).write_bytes(subject.read_bytes())
     ok("sample", subject.name, "S* at sea", "S* in style", "-n", 2, "--steps", 2, "-o", "a", "--sheet", "sheet.png")
     _draws_again(tmp_path / "sheet.png")
+
+
+def test_a_picture_slips_no_option_in(subject, tmp_path):
+    """A record may have been written by anyone."""
+    ok("sample", subject, "S* at sea", "--steps", 2, "-o", tmp_path / "x.png")
+    parameters, record = read_record((tmp_path / "x.png").read_bytes(), "x.png")
+    edits = [{"prompt": "--trust-base"}, {"subjects": [{**record["subjects"][0], "name": "--force"}]}]
+    edits += [{"sample": {**record["sample"], "x": 1}}, {"sample": None}]
+    for edit in edits:
+        (tmp_path / "y.png").write_bytes(encode_png(Image.new("RGB", (64, 64)), parameters, {**record, **edit}))
+        assert run("inspect", tmp_path / "y.png", "--replay").exit_code == 5
+    edited = {**record, "class_word": "--trust-base", "placeholder": "$(touch x)"}
+    (tmp_path / "y.png").write_bytes(encode_png(Image.new("RGB", (64, 64)), parameters, edited))
+    arguments = shlex.split(ok("inspect", tmp_path / "y.png", "--replay").stdout)
+    assert "--class-word=--trust-base" in arguments and "--placeholder=$(touch x)" in arguments
 
 
 def test_other_pictures_have_no_such_command(photo, tmp_path):

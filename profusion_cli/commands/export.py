@@ -13,10 +13,9 @@ from profusion_cli.commands.common import check_apart, check_one_stdin, check_su
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
-from profusion_cli.folders import atomic_folder, check_folder
+from profusion_cli.folders import PIPELINE, atomic_folder, check_folder
 
 FOLDER = "diffusers"
-INDEX = "model_index.json"
 SAFETENSORS = ".safetensors"
 
 
@@ -85,7 +84,7 @@ def export(
         if target == STDIO:
             raise UsageError("A folder cannot go to standard output.", "Name a folder with -o.")
         check_suffix(target, ())
-        check_folder(Path(target), INDEX, force)
+        check_folder(Path(target), PIPELINE, force)
     else:
         check_suffix(target, (SAFETENSORS,))
         check_target(target, force, as_json)
@@ -96,7 +95,7 @@ def export(
     check_trusted(config, bundle, preset, flags, settings, consent=trust_base)
     shared = {"named": names_promptnet(flags, settings), "listener": output}
     if to == FOLDER:
-        with atomic_folder(Path(target), INDEX, force) as folder:
+        with atomic_folder(Path(target), PIPELINE, force) as folder:
             export_folder(bundle, config, folder, with_base=with_base, **shared)
         told: dict[str, Any] = {"to": to, "keeps": FORMATS[to].keeps, "leaves_out": FORMATS[to].leaves_out}
     else:
@@ -124,6 +123,7 @@ def _check_useful(to: str, with_base: bool, timestep: int | None, flags: dict[st
         "--rank": ("finetune.adapters.rank" in flags, ("lora",)),
         "--save-dtype": ("finetune.save_dtype" in flags, ("diffusers", "lora", "lora-full")),
         "--seed": ("seed" in flags, ("embedding", "diffusers")),
+        "--promptnet": ("promptnet.weights" in flags, ("embedding", "diffusers")),
     }
     for option, (is_given, formats) in given.items():
         if is_given and to not in formats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from profusion_cli.images import public_id
 from profusion_cli.jobs.lineage import lineage
 from profusion_cli.jobs.parents import needs_parent, parents_of
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
+from profusion_cli.presets import local_path
 
 if TYPE_CHECKING:
     from profusion_cli.runtime.backbone import BaseModel
@@ -28,34 +30,28 @@ class Format:
     """One kind of export.
 
     Args:
-        about: what it is and who reads it, for help.
         keeps: of the method.
         leaves_out: of the method.
     """
 
-    about: str
     keeps: str
     leaves_out: str
 
 
 FORMATS = {
     "diffusers": Format(
-        "a pipeline folder, for diffusers' DiffusionPipeline with trust_remote_code=True",
         "PromptNet, what tuning changed of the UNet, and Fusion Sampling",
         "nothing",
     ),
     "lora": Format(
-        "a LoRA, for diffusers, ComfyUI and A1111",
         "what tuning changed of the UNet's matrices, at the rank",
         "PromptNet, and so S* (take the embedding too), and Fusion Sampling",
     ),
     "lora-full": Format(
-        "whole differences, for ComfyUI alone",
         "what tuning changed of the UNet, exactly",
         "PromptNet, and so S* (take the embedding too), and Fusion Sampling",
     ),
     "embedding": Format(
-        "a textual-inversion embedding, for diffusers, ComfyUI and A1111",
         "S*, averaged over noise levels or at one of them",
         "that S* changes with the picture as it is drawn, what tuning changed of the UNet, and Fusion Sampling",
     ),
@@ -119,6 +115,8 @@ def export_folder(
         UnavailableError: models that cannot be had.
     """
     check_exportable(bundle, config, "diffusers", with_base)
+    if not with_base and os.path.exists(local_path(config.base.id)):
+        listener.warn(f"The base model is named as '{local_path(config.base.id)}', which is on this machine alone.")
     (parent,) = parents_of([bundle], config, named)
     with _opened(bundle, config, listener) as base:
         from safetensors import SafetensorError
@@ -210,18 +208,19 @@ def export_file(
         UsageError: a timestep that the schedule does not have.
     """
     check_exportable(bundle, config, to, False)
-    parents = parents_of([bundle], config, named)
+    sees = to == "embedding"
+    parents = parents_of([bundle], config, named) if sees else [config.promptnet]
     with _opened(bundle, config, listener) as base:
         from profusion_cli.runtime.exports.files import changes_file, embedding_file
         from profusion_cli.runtime.needs import promptnet_needs, provide
 
-        if needs_parent(bundle):
+        if sees and needs_parent(bundle):
             provide(promptnet_needs(replace(config, promptnet=parents[0])))
         with listener.working("Exporting"):
-            if to == "embedding":
+            if sees:
                 tensors, told, note = embedding_file(base, bundle, config, parents, timestep)
             else:
-                tensors, told, note = changes_file(base, bundle, config, parents, whole=to == "lora-full")
+                tensors, told, note = changes_file(base, bundle, config, whole=to == "lora-full")
         from profusion_cli.runtime.weights import pack
 
     told = {"to": to, "keeps": FORMATS[to].keeps, "leaves_out": FORMATS[to].leaves_out, **told}

@@ -33,7 +33,9 @@ def replay(record: Mapping[str, Any], name: str) -> list[str]:
         prompts, count = _prompts(record)
         own = _options(record, command, None if several or ways is None else ways)
         given = [command, *subjects, *prompts, "--seed", str(record["seed"]), *own]
-    except (KeyError, TypeError, AttributeError) as error:
+        if any(text.startswith("-") for text in (*subjects, *prompts)):  # it would be read as an option
+            raise ValueError("a subject or a prompt begins with '-'")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"'{name}' is no picture of finished subjects, or was edited: no command is known that draws it again.",
             "Give a picture, a sheet or a way as `profusion sample` and `profusion interpolate` write them.",
@@ -57,8 +59,8 @@ def _start(start: Mapping[str, Any] | None) -> list[str]:
     """The options of what a picture was drawn over."""
     if start is None:
         return []
-    mask = ["--inpaint-mask", start["mask"]["name"]] if "mask" in start else []
-    return ["--start-from", start["name"], "--strength", str(start["strength"]), *mask]
+    mask = [f"--inpaint-mask={start['mask']['name']}"] if "mask" in start else []
+    return [f"--start-from={start['name']}", f"--strength={start['strength']}", *mask]
 
 
 def _options(record: Mapping[str, Any], command: str, shares: Sequence[float] | None) -> Iterator[str]:
@@ -75,7 +77,7 @@ def _options(record: Mapping[str, Any], command: str, shares: Sequence[float] | 
         key = all_keys()[name]
         text = _text(value)
         if key.hint is str:  # which says anything
-            yield from (key.flag, text)
+            yield f"{key.flag}={text}"
         else:
             yield from ("--set", f"{name}={text}")
     if SOURCE_TYPE not in record:

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from profusion_cli.errors import OutputError, UnavailableError, first_line
-from profusion_cli.folders import atomic_folder
+from profusion_cli.folders import PIPELINE, atomic_folder
 from profusion_cli.listener import who_hears
 from profusion_cli.runtime.downloads import free_space
 from profusion_cli.runtime.hub import load_bin
@@ -43,7 +43,6 @@ VAE = "first_stage_model."
 LARGE = 768
 """Pixels from which on Stable Diffusion 2 predicts the velocity."""
 _FAMILY = "Give a whole checkpoint of the Stable Diffusion 1 or 2 family, or a folder in diffusers' layout."
-_MARK = "model_index.json"
 
 State = Mapping[str, torch.Tensor]
 
@@ -92,14 +91,14 @@ def folder_of(path: Path, resolution: int) -> Path:
             "Free some space, or set XDG_CACHE_HOME to a folder on another disk.",
         )
     who_hears().note(f"'{path}' is converted to diffusers' layout, in '{folder}', once.")
-    with who_hears().working("Converting the checkpoint"), atomic_folder(folder, _MARK) as part:
+    with who_hears().working("Converting the checkpoint"), atomic_folder(folder, PIPELINE) as part:
         _convert(read_checkpoint(path), part, path, resolution)
     return folder
 
 
 def is_converted(path: Path, resolution: int) -> bool:
     """Whether that is done."""
-    return (place_of(path, resolution) / _MARK).is_file()
+    return (place_of(path, resolution) / PIPELINE).is_file()
 
 
 def read_checkpoint(path: Path) -> State:
@@ -135,7 +134,7 @@ def _convert(state: State, folder: Path, path: Path, resolution: int) -> None:
     prediction_type = "v_prediction" if is_second and resolution >= LARGE else "epsilon"
     make_scheduler(prediction_type).save_pretrained(folder / "scheduler")
     write_clip_tokenizer(folder / "tokenizer", pad_token="!" if is_second else "<|endoftext|>")
-    (folder / _MARK).write_text('{"_class_name": "StableDiffusionPipeline"}\n', encoding="utf-8")
+    (folder / PIPELINE).write_text('{"_class_name": "StableDiffusionPipeline"}\n', encoding="utf-8")
 
 
 def _with_weights(cls: Any, config: Mapping[str, Any], convert: Any, state: State) -> nn.Module:

@@ -25,16 +25,13 @@ Made = tuple[dict[str, torch.Tensor], dict[str, Any], str]
 """Tensors, what there is to say as plain data, and the same for people."""
 
 
-def changes_file(
-    base: BaseModel, bundle: Bundle, config: Config, parents: Sequence[PromptNetSource], whole: bool
-) -> Made:
+def changes_file(base: BaseModel, bundle: Bundle, config: Config, whole: bool) -> Made:
     """What a subject changes in the UNet: as whole differences, or of low rank, under kohya's names.
 
     Args:
         base: the entered base model, in float32.
         bundle: of the subject.
         config: of the subject, with the rank of what it changes whole.
-        parents: of its adapters.
         whole: differences.
     """
     dtype = DTYPES[config.finetune.save_dtype]
@@ -67,7 +64,8 @@ def embedding_file(
     """S* under the placeholder's name, float32, shape (words, embedding_dim).
 
     Args:
-        base, bundle, config, parents: as of `changes_file`.
+        base, bundle, config: as of `changes_file`.
+        parents: where the PromptNet is that its adapters are for.
         timestep: where it is taken; None: averaged over noise levels. Of no matter where S* is an ordinary word.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import nn
 
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config, PromptNetSource
+from profusion_cli.folders import PIPELINE
 from profusion_cli.mappings import plain
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -27,8 +28,6 @@ from profusion_cli.runtime.sampling import promptnet_and_views
 from profusion_cli.runtime.views import Views
 from profusion_cli.runtime.weights import check_base
 
-INDEX = "model_index.json"
-"""The file that every pipeline folder has."""
 BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SAMPLE_KEYS = ("num_images", "batch_size", "weights", "areas", "reference", "references")
 """Settings of `sample` that a pipeline of one subject has no use for, or asks for in its own way."""
@@ -74,7 +73,7 @@ def write_folder(
     for path, module in (("pipeline.py", pipeline), ("promptnet/promptnet.py", promptnet)):
         (folder / path).write_text(merged(module.__name__), encoding="utf-8")
     index = json.dumps(_index(base, config, with_base), indent=2, ensure_ascii=False)
-    (folder / INDEX).write_text(index + "\n", encoding="utf-8")
+    (folder / PIPELINE).write_text(index + "\n", encoding="utf-8")
 
 
 def _component(
