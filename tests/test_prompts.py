@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from profusion_cli.errors import InputError
-from profusion_cli.prompt_files import read_prompts
+from profusion_cli.jobs.configuration import load_config
+from profusion_cli.prompt_files import Entry, read_prompts
 from profusion_cli.prompts import EACH, alternatives, foreign_marks, parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import tokenize_prompt
@@ -93,13 +94,37 @@ def test_marks_of_other_tools_are_found():
 def test_prompts_file(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffS* in anime style\n\n# a remark\n  S* auf Reisen, schön  \r\n".encode())
-    assert read_prompts(str(file)) == ["S* in anime style", "S* auf Reisen, schön"]
+    assert [entry.text for entry in read_prompts(str(file))] == ["S* in anime style", "S* auf Reisen, schön"]
     file.write_text("# nothing\n\n")
     with pytest.raises(InputError, match="no prompts"):
         read_prompts(str(file))
     file.write_bytes(b"S* \xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
         read_prompts(str(file))
+
+
+def test_lines_with_settings(tmp_path):
+    """As JSON or YAML; a line that begins with a choice is a prompt, and a choice keeps its settings."""
+    file = tmp_path / "prompts.txt"
+    lines = ['{"prompt": "S* at sea", "seed": 3, "width": 192}', "{prompt: S* {a|b}, gamma: 0.3}", "{red|blue} S*"]
+    file.write_text("\n".join(lines).replace("{prompt: S* {a|b},", '{prompt: "S* {a|b}",'))
+    first, second, third = read_prompts(str(file))
+    assert (first.text, first.settings) == ("S* at sea", {"seed": 3, "width": 192}) and not third.settings
+    assert [(entry.text, entry.settings) for entry in second.each()] == [(f"S* {x}", {"gamma": 0.3}) for x in "ab"]
+    common = load_config("tiny-random")
+    own = first.config(common)
+    assert (own.seed, own.sample.width, own.sample.steps) == (3, 192, common.sample.steps)
+    assert third.config(common) is common
+    for line, word in (("{prompt: 3}", "no prompt"), ('{prompt: "S*"', None), ("{prompt: [}", "no mapping")):
+        file.write_text(line)
+        if word is None:
+            assert read_prompts(str(file))[0].text == line
+            continue
+        with pytest.raises(InputError, match=word):
+            read_prompts(str(file))
+    for settings, word in (({"colour": 1}, "colour"), ({"gamma": 3}, "gamma"), ({"seed": "x"}, "seed")):
+        with pytest.raises(InputError, match=f"Line 7.*{word}"):
+            Entry("S*", settings, "Line 7").config(common)
 
 
 # --- tokens --------------------------------------------------------------------------------------------------

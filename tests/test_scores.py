@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from profusion_cli.evaluation import metrics
 from profusion_cli.evaluation.metrics import Judged
@@ -89,3 +91,41 @@ def test_choices_and_marks_in_prompts(subject, photo, tmp_path):
     tuning = ("--preset", "tiny-random", "--no-augment", "--steps", 1, "--set", "sample.steps=2")
     ok("finetune", photo, *tuning, "--draw", "S* {a|b}", "--pictures", tmp_path / "d", "-o", tmp_path / "me.pfz")
     assert len(list((tmp_path / "d").iterdir())) == 2
+
+
+def test_lines_with_settings_are_drawn_as_they_say(subject, tmp_path):
+    """As single commands draw them; the models are loaded once."""
+    lines = [
+        '{"prompt": "S* at sea", "seed": 5, "text_guidance": 1}',
+        "S* in style",
+        "{prompt: S* on land, num_images: 2}",
+    ]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    ok(
+        "sample",
+        subject,
+        *STEPS,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "-o",
+        tmp_path / "all",
+        "--sheet",
+        tmp_path / "s.png",
+    )
+    alone = {
+        "01-s-at-sea-5": ("S* at sea", "--seed", 5, "--text-guidance", 1),
+        "02-s-in-style-0": ("S* in style",),
+        "03-s-on-land-0": ("S* on land",),
+        "03-s-on-land-1": ("S* on land", "--seed", 1),
+    }
+    assert {path.stem for path in (tmp_path / "all").iterdir()} == set(alone)
+    for name, given in alone.items():
+        ok("sample", subject, *STEPS, *given, "-o", tmp_path / f"{name}.png")
+        together, single = (np.asarray(Image.open(folder / f"{name}.png")) for folder in (tmp_path / "all", tmp_path))
+        assert abs(together.astype(int) - single.astype(int)).max() <= 1
+    assert len(read_record((tmp_path / "s.png").read_bytes(), "s.png")[1]["pictures"]) == 4
+    each = run("sample", subject, *STEPS, "--prompts", tmp_path / "prompts.txt", "--each", "-o", tmp_path / "each")
+    assert each.exit_code == 2 and "Line 1" in each.stderr
+    (tmp_path / "prompts.txt").write_text('S* at sea\n{"prompt": "no placeholder", "seed": 1}')
+    assert run("sample", subject, "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "no").exit_code == 5
+    assert not (tmp_path / "no").exists()

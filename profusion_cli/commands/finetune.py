@@ -256,7 +256,7 @@ def finetune(
         for source, item in zip(photos, inputs, strict=True)
     ]
     prompts = drawing.prompts
-    targets = plan_targets(drawing.folder, prompts, config, force, as_json) if prompts else {}
+    targets = plan_targets(drawing.folder, [(text, config) for text in prompts], force, as_json) if prompts else {}
     if dry_run:
         check_inputs(decoded, config, not no_augment, dropped)
         print_fit(config, not no_augment and is_augmented(decoded, config))
@@ -321,7 +321,7 @@ def tune_each(
 
     def do(photo: str) -> dict[str, Any]:
         target, sheet, prompts = targets[photo], sheets[photo], drawing.prompts
-        drawn = plan_targets(pictures[photo], prompts, config, force, False)
+        drawn = plan_targets(pictures[photo], [(text, config) for text in prompts], force, False)
         inputs = [decode(read_source(photo), photo, output)]
         # of a photo whose bundle is not there, a sheet is left over from a run that was broken off
         previews = previews_of(drawing, inputs, sheet, config, True, output)

@@ -38,19 +38,23 @@ def count_on(targets: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], st
     return free
 
 
-def names_in(folder: str, prompts: Sequence[str], config: Config) -> dict[tuple[int, int], str]:
-    """Of all pictures, in a folder, by the numbers of their prompts and their own."""
+def names_in(folder: str, drawn: Sequence[tuple[str, Config]]) -> dict[tuple[int, int], str]:
+    """Of all pictures, in a folder, by the numbers of their prompts and their own.
+
+    Args:
+        folder: where they go.
+        drawn: prompts, and what each is drawn by.
+    """
     return {
         (number, index): str(Path(folder) / picture_name(number, prompt, config.seed + index))
-        for number, prompt in enumerate(prompts)
+        for number, (prompt, config) in enumerate(drawn)
         for index in range(config.sample.num_images)
     }
 
 
 def plan_targets(
     target: str | None,
-    prompts: Sequence[str],
-    config: Config,
+    drawn: Sequence[tuple[str, Config]],
     force: bool,
     as_json: bool,
     best: int | None = None,
@@ -58,7 +62,8 @@ def plan_targets(
     """Where each picture goes, checked before the work: in a folder beside what is there, unless `force` is given.
 
     Args:
-        target, prompts, config, force, as_json: see `check_target`.
+        target, force, as_json: see `check_target`.
+        drawn: prompts, and what each is drawn by.
         best: so many of each prompt are kept; None: all.
 
     Raises:
@@ -67,14 +72,14 @@ def plan_targets(
     """
     if target is not None:
         check_suffix(target, PICTURES, "or a folder")
-    count = len(prompts) * (config.sample.num_images if best is None else best)
+    count = sum(config.sample.num_images if best is None else best for _, config in drawn)
     if target == STDIO or (target is not None and Path(target).suffix.lower() in PICTURES):
         if count > 1:
             where = "standard output" if target == STDIO else f"the one file '{target}'"
             raise UsageError(f"{count} pictures do not fit into {where}.", "Name a folder with -o.")
-        targets = {(0, index): target for index in range(config.sample.num_images)}
+        targets = {(0, index): target for index in range(drawn[0][1].sample.num_images)}
     else:
-        targets = names_in(DEFAULT_FOLDER if target is None else target, prompts, config)
+        targets = names_in(DEFAULT_FOLDER if target is None else target, drawn)
         if not force:
             targets = count_on(targets)
     for path in targets.values():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,25 +25,23 @@ from profusion_cli.commands.common import (
     print_config,
     split_arguments,
 )
+from profusion_cli.commands.contact import ContactSheet
 from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, atomic_output, check_target, read_source
-from profusion_cli.prompt_files import read_prompts
-from profusion_cli.prompts import PLACEHOLDER, alternatives
+from profusion_cli.files import STDIO, read_source
+from profusion_cli.prompt_files import Entry, read_prompts
+from profusion_cli.prompts import PLACEHOLDER
 from profusion_cli.samplers import subject_weights
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from profusion_cli.bundle import Bundle
     from profusion_cli.config import Config
     from profusion_cli.images.credentials import Credentials
     from profusion_cli.jobs.pictures import Picture
     from profusion_cli.starting import Start
 
-SHEET_CELL = 256
 START = "Start from a picture"
 SCORES = "Scores"
 STRENGTH = 0.75
@@ -141,7 +139,13 @@ def sample(
         ),
     ] = None,
     prompts_file: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="Read further prompts from a file, one per line.")
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help='Read further prompts from a file, one per line; as {"prompt": "S* at sea", "seed": 3, "width": 512} '
+            "with settings of its own.",
+        ),
     ] = None,
     sheet: Annotated[
         str | None,
@@ -179,9 +183,9 @@ def sample(
     sources, texts = split_arguments(arguments)
     pictures_in = [start_from or "", inpaint_mask or ""]
     check_one_stdin([*sources, *pictures_in, prompts_file or "", flags.get("promptnet.weights", "")])
-    texts = [one for text in texts for one in alternatives(text)]
-    further = [] if prompts_file is None else [one for text in read_prompts(prompts_file) for one in alternatives(text)]
-    if not texts and not further:
+    listed = [] if prompts_file is None else read_prompts(prompts_file)
+    entries = [one for entry in [*map(Entry, texts), *listed] for one in entry.each()]
+    if not entries:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     if best is not None and (score is None or each):
         raise UsageError(
@@ -193,38 +197,47 @@ def sample(
         if sheet is not None:
             raise UsageError("--sheet shows subjects together, and --each draws them apart.", "Leave one of them out.")
         given = (preset, flags, settings, trust_base, dry_run, force, start, credentials, output)
-        draw_each(sources, [*texts, *further], target, *given)
+        draw_each(sources, entries, target, *given)
         output.finished(time.perf_counter() - started)
         return
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
-    check_best(best, config, len(bundles), score)
-    named = names_promptnet(flags, settings)
+    named, word = names_promptnet(flags, settings), flags.get("class_word")
     check_whole(texts, config.placeholder)
-    texts += further
+    groups = grouped([(entry.text, entry.config(config)) for entry in entries])
+    check_best(best, [group.config for group in groups], len(bundles), score)
 
-    from profusion_cli.jobs.pictures import draw
+    from profusion_cli.jobs.pictures import Bases, draw
     from profusion_cli.jobs.scoring import Scorer, best_of, judge_named, scored
 
+    given: dict[str, Any] = {"class_word": word, "promptnet": named, "start": start}
+    for group in groups:  # all of them are looked at before the first is drawn
+        draw(bundles, group.texts, group.config, **given).close()
+    targets = plan_targets(target, [(text, one.config) for one in groups for text in one.texts], force, as_json, best)
+    check_apart(pictures_in, list(set(targets.values())))
+    labelled = ContactSheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
+    if dry_run:
+        scales, _ = subject_weights(config.sample, len(bundles))
+        remarks = [line for one in groups for line in plan_remarks(one.config, bundles, one.texts, scales, start)]
+        print_config(config, [*remarks, memory_of_drawing(config, len(bundles))])
+        return
+    check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
+
+    def drawn(bases: Bases) -> Iterator[Picture]:
+        for group in groups:
+            base = bases.of(group.config) if len(groups) > 1 else None
+            with closing(draw(bundles, group.texts, group.config, **given, base=base, listener=output)) as pictures:
+                judged: Iterable[Picture] = pictures
+                if score is not None:
+                    judged = scored(pictures, Scorer(judge_named(score, config), bundles[0], config))
+                    judged = judged if best is None else best_of(judged, best, group.config.sample.num_images)
+                for picture in judged:
+                    yield replace(picture, prompt=group.first + picture.prompt)
+
     made = []
-    with closing(
-        draw(bundles, texts, config, class_word=flags.get("class_word"), promptnet=named, start=start, listener=output)
-    ) as pictures:
-        targets = plan_targets(target, texts, config, force, as_json, best)
-        check_apart(pictures_in, list(targets.values()))
-        labelled = Sheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
-        if dry_run:
-            scales, _ = subject_weights(config.sample, len(bundles))
-            remarks = [*plan_remarks(config, bundles, texts, scales, start), memory_of_drawing(config, len(bundles))]
-            print_config(config, remarks)
-            return
-        check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
-        judged: Iterable[Picture] = pictures
-        if score is not None:
-            judged = scored(pictures, Scorer(judge_named(score, config), bundles[0], config))
-            judged = judged if best is None else best_of(judged, best, config.sample.num_images)
-        for picture in judged:
+    with Bases(output) as bases, closing(drawn(bases)) as pictures:
+        for picture in pictures:
             path = targets[picture.prompt, picture.index]
             picture.save(path, force, credentials)
             if path != STDIO:
@@ -243,9 +256,35 @@ def sample(
     output.finished(time.perf_counter() - started)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Prompts that follow one another and are drawn by the same settings.
+
+    Args:
+        config: those.
+        texts: of the prompts.
+        first: number of the first of them.
+    """
+
+    config: Config
+    texts: list[str]
+    first: int
+
+
+def grouped(drawn: list[tuple[str, Config]]) -> list[Group]:
+    """Prompts with what each is drawn by, in as few groups as there can be."""
+    groups: list[Group] = []
+    for number, (text, config) in enumerate(drawn):
+        if groups and groups[-1].config == config:
+            groups[-1].texts.append(text)
+        else:
+            groups.append(Group(config, [text], number))
+    return groups
+
+
 def draw_each(
     sources: list[str],
-    texts: list[str],
+    entries: list[Entry],
     target: str | None,
     preset: str | None,
     flags: dict[str, Any],
@@ -264,6 +303,9 @@ def draw_each(
     from profusion_cli.jobs.pictures import Bases, draw
     from profusion_cli.jobs.trust import check_trusted
 
+    if odd := next((entry for entry in entries if entry.settings), None):
+        raise UsageError(f"{odd.place} has settings of its own, which --each does not take.", "Leave one of them out.")
+    texts = [entry.text for entry in entries]
     folders, word = names_of(sources, DEFAULT_FOLDER if target is None else target), flags.get("class_word")
 
     @lru_cache(maxsize=1)
@@ -276,7 +318,7 @@ def draw_each(
         return bundle, config
 
     def targets_of(source: str, config: Config) -> dict[tuple[int, int], str]:
-        return names_in(folders[source], texts, config)
+        return names_in(folders[source], [(text, config) for text in texts])
 
     def done(source: str) -> bool:
         if force or not os.path.isdir(folders[source]):
@@ -307,7 +349,7 @@ def draw_each(
         outcome.check()
 
 
-def check_best(best: int | None, config: Config, subjects: int, score: str | None) -> None:
+def check_best(best: int | None, configs: Iterable[Config], subjects: int, score: str | None) -> None:
     """There is one subject to be like, and are more pictures than are kept.
 
     Raises:
@@ -315,10 +357,10 @@ def check_best(best: int | None, config: Config, subjects: int, score: str | Non
     """
     if score is not None and subjects > 1:
         raise UsageError("--score is of one subject.", "Leave it out.")
-    if best is not None and best >= config.sample.num_images:
+    count = min(config.sample.num_images for config in configs)
+    if best is not None and best >= count:
         raise UsageError(
-            f"--best {best} keeps all of {config.sample.num_images} picture(s).",
-            f"Draw more with -n, such as -n {4 * best}.",
+            f"--best {best} keeps all of {count} picture(s).", f"Draw more with -n, such as -n {4 * best}."
         )
 
 
@@ -339,49 +381,3 @@ def read_start(path: str | None, strength: float | None, mask: str | None, outpu
     photo = decode(read_source(path), path, output, drawn=True)
     region = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
     return Start(photo, strength or (STRENGTH if mask is None else 1.0), region)
-
-
-class Sheet:
-    """The labelled contact sheet of `--sheet`: a row for each prompt, below the references.
-
-    Args:
-        path: where it goes.
-        others: where the pictures go.
-        force: overwrite it.
-        references: name and first view of each subject.
-
-    Raises:
-        UsageError: a name that is taken, or that is not a PNG's.
-        OutputError: something is in the way.
-    """
-
-    def __init__(self, path: str, others: Iterable[str], force: bool, references: list[tuple[str, Any]]) -> None:
-        taken = {os.path.realpath(place) for other in others for place in (other, os.path.dirname(other))}
-        if path == STDIO or os.path.realpath(path) in taken:
-            raise UsageError(f"--sheet '{path}' is where something else goes.", "Give the sheet a file of its own.")
-        if not path.lower().endswith(".png"):
-            raise UsageError(f"--sheet '{path}' is not a .png name, and the sheet is a PNG.", "Use a .png name.")
-        check_target(path, force)
-        self.path, self.force, self.references = path, force, references
-        self.rows: dict[int, tuple[str, list[Image.Image]]] = {}
-        self.pictures: list[Picture] = []
-
-    def add(self, picture: Picture) -> None:
-        """A picture, small, behind those of its row."""
-        from PIL import Image
-
-        small = picture.image.copy()
-        small.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
-        self.rows.setdefault(picture.prompt, (picture.record["prompt"], []))[1].append(small)
-        self.pictures.append(replace(picture, image=small))
-
-    def save(self, credentials: Credentials | None) -> None:
-        """Write it, with the record of its first picture, and what each one is of its own; signed by what there is."""
-        from profusion_cli.images import contact_sheet, encode_png
-
-        whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
-        first = self.pictures[0]
-        each = [{key: picture.record[key] for key in ("prompt", "text", "seed")} for picture in self.pictures]
-        data = encode_png(whole, first.parameters, {**first.record, "pictures": each})
-        with atomic_output(self.path, self.force) as file:
-            file.write(data if credentials is None else credentials.sign(data, self.path, first.record))
