@@ -82,15 +82,20 @@ def main(folder: str, method: str, bundles: str, guidance_scale: str = "4") -> N
                 for number, item in enumerate(found):
                     item.picture.save(f"{way}-{number}.png".replace(" ", "-"))
     for way, people in scores.items():
-        print(f"| {way} | {' | '.join(_interval(people, column) for column in COLUMNS)} |")
+        print(f"| {way} | {' | '.join(interval(means_of(people, column)) for column in COLUMNS)} |")
 
 
-def _interval(people: list[list[dict[str, float | None]]], column: str) -> str:
-    """Mean over people, with its 95 % bootstrap interval."""
-    means = np.array([np.mean([one[column] for one in person if one[column] is not None]) for person in people])
+def means_of(people: list[list[dict[str, float | None]]], column: str) -> np.ndarray:
+    """The mean of a column over the pictures of each person."""
+    return np.array([np.mean([one[column] for one in person if one[column] is not None]) for person in people])
+
+
+def interval(means: np.ndarray, signed: bool = False) -> str:
+    """The mean over people, with its 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(means, (10000, len(means))).mean(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return f"{means.mean():.3f} [{low:.3f}, {high:.3f}]"
+    values = (means.mean(), *np.quantile(drawn, (0.025, 0.975)))
+    mean, low, high = (f"{value:+.3f}" if signed else f"{value:.3f}" for value in values)
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":
