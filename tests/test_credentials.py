@@ -118,4 +118,6 @@ def test_what_cannot_sign_is_told(subject, signing, photo, tmp_path):
     for options, code, said in cases:
         result = run("sample", subject, "S* at sea", *STEPS, *options, "-o", tmp_path / "x.png")
         assert result.exit_code == code and said in result.stderr, options
+    result = run("sample", subject, "S* at sea", *STEPS, *signing, "--no-mark", "-o", tmp_path / "x.png")
+    assert result.exit_code == 2
     assert not (tmp_path / "x.png").exists()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from profusion_cli.bundle import read_bundle
 from profusion_cli.errors import OutputError
-from profusion_cli.folders import atomic_folder
+from profusion_cli.folders import MARK, atomic_folder
 from profusion_cli.runtime.changes import LowRank, add_changes, read_changes
 from profusion_cli.runtime.exports import merging
 from profusion_cli.runtime.exports.kohya import difference_tensors, lora_tensors, module_name
@@ -27,7 +27,7 @@ from profusion_cli.runtime.exports.stock import pipeline, promptnet
 from tests.conftest import ok, run
 
 PROMPT = "S* in style"
-NAMED = ("model_index.json", "pipeline.py", "promptnet")
+NAMED = ("model_index.json", "pipeline.py", "profusion.json", "promptnet")
 STOCK = """
 import sys
 
@@ -254,6 +254,16 @@ def test_an_embedding_is_s_at_a_noise_level_or_an_average(subject, stock, tmp_pa
     assert refused.exit_code == 2 and "0 to 999" in refused.stderr
 
 
+def test_a_stranger_writes_no_code_into_a_folder(photo, tmp_path):
+    """What a bundle says of its placeholder is text in the README."""
+    placeholder = 'S*");print("'
+    source = finetuned(photo, tmp_path / "me.pfz", "--set", f"placeholder={placeholder}")
+    ok("export", source, "--to", "diffusers", "--with-base", "-o", tmp_path / "folder")
+    code = (tmp_path / "folder" / "README.md").read_text().split("```python")[1].split("```")[0]
+    calls = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert "print" not in {call.id for call in calls if isinstance(call, ast.Name)}
+
+
 # --- code that is written -------------------------------------------------------------------------------------
 
 
@@ -310,10 +320,12 @@ def test_code_that_cannot_be_merged_is_refused(tmp_path, monkeypatch):
         ("subject", ("--to", "diffusers"), 2, "--with-base"),
         ("word", ("--to", "diffusers", "--with-base"), 4, "--to embedding"),
         ("word", ("--to", "lora"), 4, "--to embedding"),
+        ("word", ("--to", "embedding", "--timestep", 5), 2, "never changes"),
+        ("adapted", ("--to", "lora", "--rank", 2), 2, "of its own"),
     ],
 )
-def test_what_cannot_be_exported_is_told(kind, options, code, said, subject, word, tmp_path):
-    source = {"subject": subject, "word": word}[kind]
+def test_what_cannot_be_exported_is_told(kind, options, code, said, subject, word, adapted, tmp_path):
+    source = {"subject": subject, "word": word, "adapted": adapted}[kind]
     target = tmp_path / ("folder" if "diffusers" in options else "x.safetensors")
     result = run("export", source, *options, "-o", target)
     assert result.exit_code == code and said in result.stderr
@@ -331,15 +343,21 @@ def test_targets_are_checked_first(subject, tmp_path):
     assert run("export", subject, "--to", "diffusers", "--with-base", "-o", "-").exit_code == 2
     assert run("export", subject, "--to", "lora", "-o", tmp_path / "x.png").exit_code == 2
     assert run("export", subject, "--to", "lora", "-o", subject, "--force").exit_code == 2
+    assert run("export", subject, "--to", "diffusers", "--with-base", "-o", "/").exit_code == 2
+    (tmp_path / "mine" / MARK).write_text("{}")
+    inside = tmp_path / "mine" / subject.name
+    inside.write_bytes(subject.read_bytes())
+    result = run("export", inside, "--to", "diffusers", "--with-base", "-o", tmp_path / "mine", "--force")
+    assert result.exit_code == 2 and inside.exists()
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    target = tmp_path / "folder"
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+    target, rename = tmp_path / "folder", os.rename
 
     def written(text: str, force: bool, fails: bool = False) -> None:
-        with atomic_folder(target, "mark", force) as folder:
-            (folder / "mark").write_text(text)
-            assert not target.exists() or (target / "mark").read_text() != text
+        with atomic_folder(target, force) as folder:
+            (folder / MARK).write_text(text)
+            assert not target.exists() or (target / MARK).read_text() != text
             if fails:
                 raise KeyboardInterrupt
 
@@ -352,6 +370,22 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         written("three", False)
     with pytest.raises(KeyboardInterrupt):
         written("four", True, fails=True)
-    assert (target / "mark").read_text() == "two"
-    written("five", True)
-    assert (target / "mark").read_text() == "five" and [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (target / MARK).read_text() == "two"
+
+    def refused(old: Path, new: Path) -> None:
+        if Path(old).name == "new":
+            raise OSError(28, "no space")
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refused)
+        with pytest.raises(OutputError, match="no space"):
+            written("five", True)
+    assert (target / MARK).read_text() == "two"
+    (tmp_path / ".folder.part").mkdir()
+    os.rename(target, tmp_path / ".folder.part" / "old")  # as of a process that was killed between the two
+    with pytest.raises(OutputError, match="already exists"):
+        written("six", False)
+    assert (target / MARK).read_text() == "two"
+    written("seven", True)
+    assert (target / MARK).read_text() == "seven" and [path.name for path in tmp_path.iterdir()] == ["folder"]

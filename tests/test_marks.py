@@ -87,7 +87,10 @@ def test_the_mark_can_be_left_out_and_that_is_told(subject, other_subject, photo
     for name in ("x.png", "x.gif", "v/01.png"):
         assert told_by(tmp_path / name) is None
     assert "marked: not" in " ".join(ok("inspect", tmp_path / "x.png").stdout.split())
-    ok("finetune", photo, *QUICK, "--no-mark", "-o", tmp_path / "me.pfz")
+    drawn = ("--draw", "S* at sea", "--set", "sample.steps=2", "--pictures", tmp_path / "d")
+    ok("finetune", photo, *QUICK, *drawn, "--no-mark", "-o", tmp_path / "me.pfz")
+    assert [told_by(path) for path in (tmp_path / "d").iterdir()] == [None]
+    assert run("finetune", photo, *QUICK, "--no-mark", "-o", tmp_path / "y.pfz").exit_code == 2
     ok("sample", tmp_path / "me.pfz", "S* at sea", "--steps", 2, "-o", tmp_path / "y.png")
     assert told_by(tmp_path / "y.png") == TRAINED
 

@@ -155,5 +155,16 @@ def test_what_cannot_be_drawn_over_is_told(subject, painting, mask, photo, tmp_p
     for options, (code, said) in cases.items():
         result = run("sample", subject, PROMPT, *options, "-o", tmp_path / "x.png")
         assert result.exit_code == code and said in result.stderr
+    for given in (("-o", painting), ("-o", tmp_path / "p", "--sheet", painting)):
+        result = run("sample", subject, PROMPT, "--start-from", painting, *given, "--force")
+        assert result.exit_code == 2 and "is an input" in result.stderr
+    corner = tmp_path / "corner.png"
+    edge = Image.new("L", (240, 160))
+    ImageDraw.Draw(edge).rectangle((0, 0, 20, 160), fill=255)
+    edge.save(corner)
+    result = run(
+        "sample", subject, PROMPT, "--start-from", painting, "--inpaint-mask", corner, "-o", tmp_path / "x.png"
+    )
+    assert result.exit_code == 5 and "cut off" in result.stderr
     result = run("sample", subject, PROMPT, "--start-from", painting, "-o", painting, "--force")
     assert result.exit_code == 2 and "is an input" in result.stderr

@@ -74,7 +74,7 @@ def check_suffix(target: str, written: Collection[str], otherwise: str = "") -> 
     Args:
         target: the name.
         written: endings of what is written here.
-        otherwise: what else it may name, for messages.
+        otherwise: what else it may name, for messages; a sentence where no file is written.
 
     Raises:
         UsageError: it is empty, or that of another file.
@@ -86,7 +86,7 @@ def check_suffix(target: str, written: Collection[str], otherwise: str = "") -> 
         kinds = " or ".join(", ".join(written).rsplit(", ", 1))
         raise UsageError(
             f"'{target}' would be a {suffix} file, which is not written here.",
-            f"Use a {kinds} name{', ' if otherwise else ''}{otherwise}.",
+            f"Use a {kinds} name{', ' if otherwise else ''}{otherwise}." if written else otherwise,
         )
 
 
@@ -222,7 +222,10 @@ def drawn_from(data: bytes, name: str) -> str:
 
 def quoted(argument: str) -> str:
     """An argument as one types it into the shell."""
-    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
+    if os.name != "nt":
+        return shlex.quote(argument)
+    text = subprocess.list2cmdline([argument])
+    return f'"{text}"' if any(mark in text for mark in "&|<>^%!()") and not text.startswith('"') else text
 
 
 def print_config(config: Config, remarks: Iterable[str] = ()) -> None:
@@ -252,7 +255,8 @@ def plan_remarks(
 
     plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
     learned = all(WORD_FILE not in bundle.files for bundle in bundles)
-    views = [bundle.shapes(VIEWS_FILE)["latents_mean"][1][0] for bundle in bundles if VIEWS_FILE in bundle.files]
+    shapes = [bundle.shapes(VIEWS_FILE).get("latents_mean") for bundle in bundles if VIEWS_FILE in bundle.files]
+    views = [shape[0] for _, shape in filter(None, shapes) if shape]
     seen = max(views, default=1) if config.sample.references == "mean" else 1
     costs = {}
     for prompt in prompts:

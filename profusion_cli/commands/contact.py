@@ -60,6 +60,8 @@ class ContactSheet:
         whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
         first = self.pictures[0]
         each = [{key: picture.record[key] for key in ("prompt", "text", "seed")} for picture in self.pictures]
-        data = encode_png(whole, first.parameters, {**first.record, "pictures": each})
+        mixed = any(picture.record["sample"] != first.record["sample"] for picture in self.pictures)
+        record = {**first.record, **({"mixed": True} if mixed else {}), "pictures": each}
+        data = encode_png(whole, first.parameters, record)
         with atomic_output(self.path, self.force) as file:
             file.write(data if credentials is None else credentials.sign(data, self.path, first.record))

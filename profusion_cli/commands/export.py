@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,10 @@ from profusion_cli.commands.common import check_apart, check_one_stdin, check_su
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, atomic_output, check_target
-from profusion_cli.folders import PIPELINE, atomic_folder, check_folder
+from profusion_cli.folders import atomic_folder, check_folder
+
+if TYPE_CHECKING:
+    from profusion_cli.bundle import Bundle
 
 FOLDER = "diffusers"
 SAFETENSORS = ".safetensors"
@@ -75,7 +79,7 @@ def export(
     started, output = time.perf_counter(), Output(quiet, as_json)
     if to not in FORMATS:
         raise UsageError(f"--to '{to}' is no format that is written here.", f"Use {', '.join(FORMATS)}.")
-    _check_useful(to, with_base, timestep, flags)
+    check_useful(to, with_base, timestep, flags)
     check_one_stdin([source, flags.get("promptnet.weights", "")])
     check_apart([source, flags.get("promptnet.weights", "")], [target])
     bundle = open_bundle(source, "subject")
@@ -83,19 +87,23 @@ def export(
     if to == FOLDER:
         if target == STDIO:
             raise UsageError("A folder cannot go to standard output.", "Name a folder with -o.")
-        check_suffix(target, ())
-        check_folder(Path(target), PIPELINE, force)
+        check_suffix(target, (), "Name a folder.")
+        check_folder(Path(target), force)
+        inside = os.path.realpath(source).startswith(os.path.join(os.path.realpath(target), ""))
+        if source != STDIO and inside:
+            raise UsageError(f"'{source}' lies in '{target}', which would take its place.", "Choose another folder.")
     else:
         check_suffix(target, (SAFETENSORS,))
         check_target(target, force, as_json)
     check_exportable(bundle, config, to, with_base)
+    check_of_use(bundle, timestep, flags)
     if dry_run:
         print_config(config, [f"Keeps {FORMATS[to].keeps}.", f"Leaves out {FORMATS[to].leaves_out}."])
         return
     check_trusted(config, bundle, preset, flags, settings, consent=trust_base)
     shared = {"named": names_promptnet(flags, settings), "listener": output}
     if to == FOLDER:
-        with atomic_folder(Path(target), PIPELINE, force) as folder:
+        with atomic_folder(Path(target), force) as folder:
             export_folder(bundle, config, folder, with_base=with_base, **shared)
         told: dict[str, Any] = {"to": to, "keeps": FORMATS[to].keeps, "leaves_out": FORMATS[to].leaves_out}
     else:
@@ -111,7 +119,7 @@ def export(
     output.finished(time.perf_counter() - started)
 
 
-def _check_useful(to: str, with_base: bool, timestep: int | None, flags: dict[str, Any]) -> None:
+def check_useful(to: str, with_base: bool, timestep: int | None, flags: dict[str, Any]) -> None:
     """Every option says something about the format.
 
     Raises:
@@ -128,3 +136,17 @@ def _check_useful(to: str, with_base: bool, timestep: int | None, flags: dict[st
     for option, (is_given, formats) in given.items():
         if is_given and to not in formats:
             raise UsageError(f"{option} has no effect with --to {to}.", "Leave it out.")
+
+
+def check_of_use(bundle: Bundle, timestep: int | None, flags: dict[str, Any]) -> None:
+    """Every option says something about the subject.
+
+    Raises:
+        UsageError: one does not.
+    """
+    from profusion_cli.bundle.kinds import UNET_FILE, WORD_FILE
+
+    if timestep is not None and WORD_FILE in bundle.files:
+        raise UsageError(f"--timestep has no effect: the S* of '{bundle.name}' never changes.", "Leave it out.")
+    if "finetune.adapters.rank" in flags and UNET_FILE not in bundle.files:
+        raise UsageError(f"--rank has no effect: '{bundle.name}' has adapters of a rank of its own.", "Leave it out.")

@@ -221,6 +221,8 @@ def finetune(
     inputs = [] if each else read_inputs(photos)
     if consent is not None and not (consent.strip() and is_text(consent)):
         raise UsageError("--consent is empty, or no text in UTF-8.", "Say who has consented to what, or leave it out.")
+    if "mark" in flags and not draw:
+        raise UsageError("--no-mark has no effect without --draw.", "Leave it out.")
     bundles = [item for item in inputs if hasattr(item, "manifest")]
     config = configure(preset, remembered_of(bundles, preset), flags, settings, output)
     if trust_base and not bundles:

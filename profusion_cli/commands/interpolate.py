@@ -99,6 +99,8 @@ def interpolate(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
+    if sign is not None and "mark" in flags:
+        raise UsageError("--sign says what --no-mark leaves out.", "Leave one of them out.")
     credentials = credentials_of(sign, key)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
@@ -143,6 +145,7 @@ def _one_file(drawn: list[Picture], target: str, fps: float | None, references: 
     frames = enlarged([picture.image for picture in drawn])
     record = {**drawn[0].record, "weights": [picture.record["weights"] for picture in drawn]}
     if is_animation(target):
-        return encode_animation(target, frames, DEFAULT_FPS if fps is None else fps, drawn[0].parameters, record)
+        rate = DEFAULT_FPS if fps is None else fps
+        return encode_animation(target, frames, rate, drawn[0].parameters, {**record, "fps": rate})
     whole = strip(frames if references is None else [references[0], *frames, references[-1]])
     return encode_picture(target, whole, drawn[0].parameters, record)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.commands.common import check_apart, check_suffix
+from profusion_cli.commands.common import check_apart, check_suffix, decode
 from profusion_cli.config import Config
+from profusion_cli.console import Output
 from profusion_cli.errors import BundleError, InputError, UsageError
-from profusion_cli.files import STDIO, check_target
+from profusion_cli.files import STDIO, check_target, read_source
 from profusion_cli.images import decode_photo
 from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, is_animation
 from profusion_cli.plans import EXACT, plan_of
 from profusion_cli.samplers import SAMPLERS
+from profusion_cli.starting import Start
 
 DEFAULT_FOLDER = "pictures"
+STRENGTH = 0.75
+"""Where the authors' code starts: at timestep 750 of 1000."""
 
 
 def picture_name(number: int, prompt: str, seed: int) -> str:
@@ -151,3 +155,47 @@ def references(bundles: Sequence[Bundle]) -> list[tuple[str, Image.Image]]:
             raise BundleError(f"The preview in '{bundle.name}' is no picture: {error.message}", error.hint) from None
         pictures.append((Path(bundle.name).stem, strip.crop((0, 0, strip.height, strip.height))))
     return pictures
+
+
+def check_references(bundles: Iterable[Bundle], flags: dict[str, Any]) -> None:
+    """Somebody sees the photos.
+
+    Raises:
+        UsageError: every S* is an ordinary word.
+    """
+    from profusion_cli.bundle.kinds import WORD_FILE
+
+    if "sample.references" in flags and all(WORD_FILE in bundle.files for bundle in bundles):
+        raise UsageError("--references has no effect on an S* that is an ordinary word.", "Leave it out.")
+
+
+def check_best(best: int | None, configs: Iterable[Config], subjects: int, score: str | None) -> None:
+    """There is one subject to be like, and are more pictures than are kept.
+
+    Raises:
+        UsageError: there are not.
+    """
+    if score is not None and subjects > 1:
+        raise UsageError("--score is of one subject.", "Leave it out.")
+    count = min(config.sample.num_images for config in configs)
+    if best is not None and best >= count:
+        raise UsageError(
+            f"--best {best} keeps all of {count} picture(s).", f"Draw more with -n, such as -n {4 * best}."
+        )
+
+
+def read_start(path: str | None, strength: float | None, mask: str | None, output: Output) -> Start | None:
+    """What `--start-from` and its companions say.
+
+    Raises:
+        UsageError: they are given without it.
+        InputError: a picture that cannot be used, or a mask that does not fit it.
+    """
+    if path is None:
+        for option, given in (("--strength", strength), ("--inpaint-mask", mask)):
+            if given is not None:
+                raise UsageError(f"{option} has no effect without --start-from.", "Leave it out, or add that.")
+        return None
+    photo = decode(read_source(path), path, output, drawn=True)
+    region = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
+    return Start(photo, strength or (STRENGTH if mask is None else 1.0), region)

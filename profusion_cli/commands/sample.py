@@ -19,7 +19,6 @@ from profusion_cli.commands.common import (
     check_unexpanded,
     check_whole,
     credentials_of,
-    decode,
     open_bundle,
     plan_remarks,
     print_config,
@@ -30,7 +29,7 @@ from profusion_cli.commands.each import do_each, names_of, sharing
 from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
-from profusion_cli.files import STDIO, read_source
+from profusion_cli.files import STDIO
 from profusion_cli.prompt_files import Entry, read_prompts
 from profusion_cli.prompts import PLACEHOLDER
 from profusion_cli.samplers import subject_weights
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 
 START = "Start from a picture"
 SCORES = "Scores"
-STRENGTH = 0.75
-"""Where the authors' code starts: at timestep 750 of 1000."""
 
 
 @options.takes(
@@ -103,8 +100,7 @@ def sample(
             min=0.01,
             max=1,
             metavar="X",
-            help=f"How much of it is drawn anew: the part of the steps that is taken. Default: {STRENGTH}, with a mask "
-            "1.",
+            help="How much of it is drawn anew: the part of the steps that is taken. Default: 0.75, with a mask 1.",
             rich_help_panel=START,
         ),
     ] = None,
@@ -171,12 +167,23 @@ def sample(
     S* stands for each in turn; S1*, S2* name them within one prompt. A bundle remembers the values of its
     preset, which take the place of the defaults below.
     """
-    from profusion_cli.commands.picture_targets import check_useful, plan_targets, references
+    from profusion_cli.commands.picture_targets import (
+        check_best,
+        check_references,
+        check_useful,
+        plan_targets,
+        read_start,
+        references,
+    )
     from profusion_cli.jobs.configuration import configure, remembered_config
     from profusion_cli.jobs.parents import names_promptnet
+    from profusion_cli.jobs.pictures import Bases, draw
+    from profusion_cli.jobs.scoring import Scorer, best_of, judge_named, scored
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
+    if sign is not None and "mark" in flags:
+        raise UsageError("--sign says what --no-mark leaves out.", "Leave one of them out.")
     start, credentials = read_start(start_from, strength, inpaint_mask, output), credentials_of(sign, key)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
@@ -203,19 +210,18 @@ def sample(
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
+    check_references(bundles, flags)
     named, word = names_promptnet(flags, settings), flags.get("class_word")
     check_whole(texts, config.placeholder)
     groups = grouped([(entry.text, entry.config(config)) for entry in entries])
+    judge = None if score is None else judge_named(score, config)
     check_best(best, [group.config for group in groups], len(bundles), score)
-
-    from profusion_cli.jobs.pictures import Bases, draw
-    from profusion_cli.jobs.scoring import Scorer, best_of, judge_named, scored
 
     given: dict[str, Any] = {"class_word": word, "promptnet": named, "start": start}
     for group in groups:  # all of them are looked at before the first is drawn
         draw(bundles, group.texts, group.config, **given).close()
     targets = plan_targets(target, [(text, one.config) for one in groups for text in one.texts], force, as_json, best)
-    check_apart(pictures_in, list(set(targets.values())))
+    check_apart(pictures_in, [*set(targets.values()), *([sheet] if sheet else [])])
     labelled = ContactSheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
     if dry_run:
         scales, _ = subject_weights(config.sample, len(bundles))
@@ -223,14 +229,15 @@ def sample(
         print_config(config, [*remarks, memory_of_drawing(config, len(bundles))])
         return
     check_trusted(config, bundles[0], preset, flags, settings, consent=trust_base)
+    scorer = None if judge is None else Scorer(judge, bundles[0], config)
 
     def drawn(bases: Bases) -> Iterator[Picture]:
         for group in groups:
             base = bases.of(group.config) if len(groups) > 1 else None
             with closing(draw(bundles, group.texts, group.config, **given, base=base, listener=output)) as pictures:
                 judged: Iterable[Picture] = pictures
-                if score is not None:
-                    judged = scored(pictures, Scorer(judge_named(score, config), bundles[0], config))
+                if scorer is not None:
+                    judged = scored(pictures, scorer)
                     judged = judged if best is None else best_of(judged, best, group.config.sample.num_images)
                 for picture in judged:
                     yield replace(picture, prompt=group.first + picture.prompt)
@@ -328,6 +335,8 @@ def draw_each(
     def do(source: str) -> dict[str, Any]:
         bundle, config = config_of(source)
         targets, made = targets_of(source, config), []
+        if start is not None:
+            check_apart([start.photo.name, *([start.mask.name] if start.mask else [])], list(targets.values()))
         named = names_promptnet(flags, settings) and needs_parent(bundle)
         base = bases.of(config)
         given: dict[str, Any] = {"class_word": word, "promptnet": named, "base": base, "start": start}
@@ -347,37 +356,3 @@ def draw_each(
     if processes is None or processes.is_main:
         output.record(outcome.as_dict())
         outcome.check()
-
-
-def check_best(best: int | None, configs: Iterable[Config], subjects: int, score: str | None) -> None:
-    """There is one subject to be like, and are more pictures than are kept.
-
-    Raises:
-        UsageError: there are not.
-    """
-    if score is not None and subjects > 1:
-        raise UsageError("--score is of one subject.", "Leave it out.")
-    count = min(config.sample.num_images for config in configs)
-    if best is not None and best >= count:
-        raise UsageError(
-            f"--best {best} keeps all of {count} picture(s).", f"Draw more with -n, such as -n {4 * best}."
-        )
-
-
-def read_start(path: str | None, strength: float | None, mask: str | None, output: Output) -> Start | None:
-    """What `--start-from` and its companions say.
-
-    Raises:
-        UsageError: they are given without it.
-        InputError: a picture that cannot be used, or a mask that does not fit it.
-    """
-    if path is None:
-        for option, given in (("--strength", strength), ("--inpaint-mask", mask)):
-            if given is not None:
-                raise UsageError(f"{option} has no effect without --start-from.", "Leave it out, or add that.")
-        return None
-    from profusion_cli.starting import Start
-
-    photo = decode(read_source(path), path, output, drawn=True)
-    region = None if mask is None else decode(read_source(mask), mask, output, as_mask=True)
-    return Start(photo, strength or (STRENGTH if mask is None else 1.0), region)

@@ -15,6 +15,7 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import ADAPTERS_FILE, UNET_FILE, WORD_FILE
 from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, OutputError, UsageError
+from profusion_cli.folders import MARK
 from profusion_cli.images import public_id
 from profusion_cli.jobs.lineage import lineage
 from profusion_cli.jobs.parents import needs_parent, parents_of
@@ -136,6 +137,7 @@ def export_folder(
             hint = "Free some space, or choose another place."
             raise OutputError(f"The weights cannot be written: {error}.", hint) from error
     (folder / "README.md").write_text(readme_of(bundle, config, with_base), encoding="utf-8")
+    (folder / MARK).write_text(json.dumps(made_from, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def readme_of(bundle: Bundle, config: Config, with_base: bool) -> str:
@@ -152,7 +154,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("THIS FOLDER", trust_remote_code=True)
-pipe("{prompt}", generator=torch.Generator().manual_seed({config.seed})).images[0].save("picture.png")
+pipe({json.dumps(prompt)}, generator=torch.Generator().manual_seed({config.seed})).images[0].save("picture.png")
 ```
 
 It wants diffusers, transformers and accelerate, and not profusion. `trust_remote_code` runs `pipeline.py` and

@@ -20,7 +20,7 @@ from profusion_cli.jobs.lineage import picture_parameters, picture_record
 from profusion_cli.jobs.parents import needs_parent, parents_of
 from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
-from profusion_cli.prompts import Prompt, foreign_marks, parse_prompt
+from profusion_cli.prompts import Prompt, alternatives, foreign_marks, parse_prompt
 from profusion_cli.samplers import subject_weights
 from profusion_cli.starting import Start
 
@@ -174,7 +174,6 @@ def draw(
     class_words = class_words_of(subjects, config, class_word)
     parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
     subject_weights(config.sample, len(subjects))
-    warn_of_marks(prompts, listener)
     parents = parents_of(subjects, config, promptnet)
     opened = _opened(subjects, parents, parsed, class_words, config, base, listener, start)
     return _draw(opened, subjects, parsed, config, listener, start)
@@ -221,6 +220,7 @@ def _draw(
     listener: Listener,
     start: Start | None,
 ) -> Generator[Picture, None, None]:
+    warn_of_marks([prompt.text for prompt in prompts], listener)
     with opened as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
@@ -228,6 +228,8 @@ def _draw(
                 twin = sampler.tokens[drawn.prompt].twin
                 words = [subject.class_word for subject in sampler.subjects]
                 record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config, start)
+                if config.sample.references == "each":
+                    record["seen"] = sampler.view_of(drawn.index)
                 parameters = picture_parameters(record, config, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
 
@@ -314,6 +316,8 @@ def draw_way(
     check_way_settings(config)
     class_words = class_words_of(subjects, config, class_word)
     parsed = parse_prompt(prompt, config.placeholder, len(subjects))
+    if len(alternatives(prompt)) > 1:
+        raise InputError(f"The prompt '{prompt}' is several, for its choices.", "A way has one prompt.")
     if parsed.joint:
         raise InputError(
             f"The prompt '{parsed.text}' names the subjects, and here the placeholder stands for each in turn.",
@@ -332,6 +336,7 @@ def _draw_way(
     config: Config,
     listener: Listener,
 ) -> Generator[Picture, None, None]:
+    warn_of_marks([prompt.text], listener)
     with opened as sampler:
         from profusion_cli.runtime.sampling import draw_frames, frame_weights
 

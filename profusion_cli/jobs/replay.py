@@ -26,33 +26,49 @@ def replay(record: Mapping[str, Any], name: str) -> list[str]:
         InputError: the picture is of another kind, or its record was edited.
     """
     try:
-        subjects = [subject["name"] for subject in record["subjects"]]
-        ways = record.get("weights")
-        several = isinstance(ways, list) and ways and isinstance(ways[0], list)
-        command = "interpolate" if several else "sample"
-        prompts, count = _prompts(record)
-        own = _options(record, command, None if several or ways is None else ways)
-        given = [command, *subjects, *prompts, "--seed", str(record["seed"]), *own]
-        if any(text.startswith("-") for text in (*subjects, *prompts)):  # it would be read as an option
-            raise ValueError("a subject or a prompt begins with '-'")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _arguments(record, name)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
-            f"'{name}' is no picture of finished subjects, or was edited: no command is known that draws it again.",
+            f"'{name}' is no picture of finished subjects, or not all of those of a command, or was edited: no command "
+            "is known that draws it again.",
             "Give a picture, a sheet or a way as `profusion sample` and `profusion interpolate` write them.",
         ) from error
+
+
+def _arguments(record: Mapping[str, Any], name: str) -> list[str]:
+    """See `replay`.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: a record that says something else.
+    """
+    subjects = [subject["name"] for subject in record["subjects"]]
+    ways = record.get("weights")
+    several = isinstance(ways, list) and bool(ways) and isinstance(ways[0], list)
+    if several and min(len(subjects), len(ways)) < 2:
+        raise ValueError("a way leads from one subject to another")
+    command = "interpolate" if several else "sample"
+    prompts, count = _prompts(record)
+    if any(text.startswith("-") for text in (*subjects, *prompts)):
+        raise ValueError("it would be read as an option")
+    own = _options(record, command, None if several or ways is None else ways)
+    given = [command, *subjects, *prompts, "--seed", str(int(record["seed"])), *own]
     if several:
-        return [*given, "--frames", str(len(ways)), "-o", name]
-    if "pictures" in record:
-        return [*given, *_start(record.get("start")), "-n", str(count), "--sheet", name]
-    return [*given, *_start(record.get("start")), "-o", name]
+        rate = ["--fps", f"{record['fps']:g}"] if "fps" in record else []
+        return [*given, "--frames", str(len(ways)), *rate, "-o", name]
+    given += _start(record.get("start"))
+    return [*given, "-n", str(count), "--sheet", name] if "pictures" in record else [*given, "-o", name]
 
 
 def _prompts(record: Mapping[str, Any]) -> tuple[list[str], int]:
     """The prompts of a picture or a sheet, and how many pictures of each it shows."""
     if "pictures" not in record:
         return [record["prompt"]], 1
-    prompts = list(dict.fromkeys(picture["prompt"] for picture in record["pictures"]))
-    return prompts, len(record["pictures"]) // len(prompts)
+    shown = [(picture["prompt"], picture["seed"]) for picture in record["pictures"]]
+    prompts = list(dict.fromkeys(prompt for prompt, _ in shown))
+    count = len(shown) // len(prompts)
+    if record.get("mixed") or shown != [(text, record["seed"] + j) for text in prompts for j in range(count)]:
+        raise ValueError("they are not all of the pictures of one command")
+    return prompts, count
 
 
 def _start(start: Mapping[str, Any] | None) -> list[str]:
@@ -72,6 +88,8 @@ def _options(record: Mapping[str, Any], command: str, shares: Sequence[float] | 
         settings |= {f"plans.{record['sample']['speed']}.{key}": value for key, value in shape.items()}
     if shares is not None:
         settings["sample.weights"] = shares
+    if "seen" in record and "pictures" not in record:
+        settings |= {"sample.references": "one", "sample.reference": record["seen"]}
     settings |= {key: record[key] for key in ("class_word", "placeholder") if key in record}
     for name, value in settings.items():
         key = all_keys()[name]

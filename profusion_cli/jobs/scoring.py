@@ -63,6 +63,7 @@ class Scorer:
 
     Raises:
         BundleError: a bundle that shows no photo.
+        UnavailableError: the judge's library or its weights cannot be had.
     """
 
     def __init__(self, name: str, bundle: Bundle, config: Config) -> None:
@@ -78,6 +79,7 @@ class Scorer:
         options = {} if self._judge.models is None else {"models": [self._judge.models]}
         made = make_metrics(self._judge.metric, options, resolve_device(config.device))
         self._metric = next(metric for metric in made if self._judge.column in metric.columns)
+        self.score(self._photo)  # what is missing is missed before anything is drawn
 
     def score(self, image: Image.Image) -> float | None:
         """Of one picture; None: there is nothing to judge.

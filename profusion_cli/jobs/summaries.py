@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from profusion_cli.images.marks import SOURCE_TYPE
 from profusion_cli.plans import EXACT
 
 LONGEST_TEXT = 100
@@ -176,6 +175,8 @@ KINDS = {"subject": _subject, "images": _images, "promptnet": _promptnet}
 
 def _picture(record: Any) -> dict[str, Any]:
     """What a picture says of its making."""
+    from profusion_cli.images.marks import SOURCE_TYPE
+
     own = partial(find, record)
     subjects = own("subjects")
     names = [shown(find(subject, "name")) for subject in subjects] if isinstance(subjects, list) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -106,7 +106,8 @@ class Compression:
         rank: int,
     ) -> None:
         self._base, self._dtype = base, dtype
-        word, concept = config.class_word, parse_prompt(config.concept_prompt, config.placeholder)
+        config = replace(config, sample=replace(config.sample, references="one"))
+        word, concept = config.class_word, parse_prompt(config.concept_prompt)
         sampler = Sampler(base, [bundle], [word], [concept], config)
         subject = sampler.subjects[0]
         self._networks: dict[str, torch.nn.Module] = {"unet": sampler.unet}

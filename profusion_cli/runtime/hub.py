@@ -212,7 +212,9 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         raise UnavailableError(
             f"'{path}' cannot be read as a checkpoint of tensors: {first_line(error)}", AGAIN
         ) from error
-    inner = state.get("state_dict", state)  # of a whole checkpoint in one file
+    inner = state.get("state_dict", state) if isinstance(state, dict) else None  # of a whole checkpoint in one file
+    if not isinstance(inner, dict) or not all(isinstance(name, str) for name in inner):
+        raise UnavailableError(f"'{path}' holds no tensors by their names.", AGAIN)
     return {name: tensor for name, tensor in inner.items() if isinstance(tensor, torch.Tensor)}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
 from profusion_cli.config import Config, PromptNetSource
-from profusion_cli.errors import BundleError
+from profusion_cli.errors import BundleError, InputError
 from profusion_cli.listener import who_hears
 from profusion_cli.plans import late_plan, plan_of
 from profusion_cli.prompts import Prompt
@@ -157,7 +157,13 @@ class Sampler:
         """A picture to start from, encoded in the size that is drawn."""
         base, side = self.base, self.base.config.resolution
         size = self.settings.width or side, self.settings.height or side
-        region, (mean, _) = start.region(*size), base.encode_moments([start.picture(*size)])
+        region = start.region(*size)
+        if region is not None and region.getextrema()[1] == 0:
+            raise InputError(
+                f"What is light of the mask '{start.mask.name}' is cut off in pictures of {size[0]}x{size[1]}.",
+                "Give the picture's own proportions by --width and --height.",
+            )
+        mean, _ = base.encode_moments([start.picture(*size)])
         mask = None
         if region is not None:  # a latent that touches it belongs to it
             mask = F.adaptive_max_pool2d(pixel_values(region)[:, :1], mean.shape[-2:])
@@ -176,6 +182,11 @@ class Sampler:
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
         """A prompt's tokens, with these words in its text twin."""
         return tokenize(self.base, prompt, self.subjects, class_words, self.settings, self.concept_prompt)
+
+    def view_of(self, index: int) -> int:
+        """The number of the photo, from 1, that PromptNet sees for picture j where each sees another."""
+        counts = [len(one.ref_latents) for one in self.subjects if isinstance(one, PromptNetSubject)]
+        return index % max(counts, default=1) + 1
 
     def warnings(self) -> list[str]:
         """What the user should know before the pictures are drawn."""

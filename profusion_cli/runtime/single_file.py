@@ -9,6 +9,7 @@ penultimate layer and fills prompts up with "!".
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -31,17 +32,21 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from profusion_cli.errors import OutputError, UnavailableError, first_line
-from profusion_cli.folders import PIPELINE, atomic_folder
+from profusion_cli.files import locked, make_folder
+from profusion_cli.folders import MARK, atomic_folder
 from profusion_cli.listener import who_hears
 from profusion_cli.runtime.downloads import free_space
 from profusion_cli.runtime.hub import load_bin
-from profusion_cli.runtime.random_base import make_scheduler, write_clip_tokenizer
+from profusion_cli.runtime.random_base import PAD_TOKEN, make_scheduler, write_clip_tokenizer
 
 SUFFIXES = (".safetensors", ".ckpt")
 UNET, OPEN_CLIP, CLIP = "model.diffusion_model.", "cond_stage_model.model.", "cond_stage_model.transformer."
 VAE = "first_stage_model."
+PATIENCE = 1800.0
+"""Seconds that another process may take for a conversion."""
 LARGE = 768
 """Pixels from which on Stable Diffusion 2 predicts the velocity."""
+_OTHER_DISK = "Set XDG_CACHE_HOME to a folder on another disk."
 _FAMILY = "Give a whole checkpoint of the Stable Diffusion 1 or 2 family, or a folder in diffusers' layout."
 
 State = Mapping[str, torch.Tensor]
@@ -83,22 +88,25 @@ def folder_of(path: Path, resolution: int) -> Path:
     folder, size = place_of(path, resolution), path.stat().st_size
     if is_converted(path, resolution):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, "folder of converted checkpoints", _OTHER_DISK)
     if size > free_space(folder.parent):
         raise OutputError(
             f"'{path}' is converted to '{folder}' first, which takes {decimal(size)}, and the disk has "
             f"{decimal(free_space(folder.parent))} free.",
-            "Free some space, or set XDG_CACHE_HOME to a folder on another disk.",
+            f"Free some space. {_OTHER_DISK}",
         )
-    who_hears().note(f"'{path}' is converted to diffusers' layout, in '{folder}', once.")
-    with who_hears().working("Converting the checkpoint"), atomic_folder(folder, PIPELINE) as part:
-        _convert(read_checkpoint(path), part, path, resolution)
+    message = f"Another process is converting a checkpoint in '{folder.parent}'."
+    with locked(folder.parent, message, "Wait for it.", wait=PATIENCE):
+        if not is_converted(path, resolution):
+            with who_hears().working("Converting the checkpoint"), atomic_folder(folder) as part:
+                family = _convert(read_checkpoint(path), part, path, resolution)
+            who_hears().note(f"'{path}' is {family}. It was converted to diffusers' layout, once, in '{folder}'.")
     return folder
 
 
 def is_converted(path: Path, resolution: int) -> bool:
     """Whether that is done."""
-    return (place_of(path, resolution) / PIPELINE).is_file()
+    return (place_of(path, resolution) / MARK).is_file()
 
 
 def read_checkpoint(path: Path) -> State:
@@ -115,7 +123,8 @@ def read_checkpoint(path: Path) -> State:
         raise UnavailableError(f"'{path}' cannot be read: {first_line(error)}.", "Fetch the file again.") from error
 
 
-def _convert(state: State, folder: Path, path: Path, resolution: int) -> None:
+def _convert(state: State, folder: Path, path: Path, resolution: int) -> str:
+    """Write the folder; what the checkpoint is, in words."""
     missing = [prefix for prefix in (UNET, VAE) if not any(name.startswith(prefix) for name in state)]
     is_second = any(name.startswith(OPEN_CLIP) for name in state)
     if missing or not (is_second or any(name.startswith(CLIP) for name in state)):
@@ -126,15 +135,27 @@ def _convert(state: State, folder: Path, path: Path, resolution: int) -> None:
         unet = _with_weights(UNet2DConditionModel, shapes, convert_ldm_unet_checkpoint, state)
         vae = _with_weights(AutoencoderKL, vae_config(state, resolution), convert_ldm_vae_checkpoint, state)
         text = text_encoder(state, is_second)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # what does not fit shows deep inside
+    except (
+        LookupError,
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # what does not fit shows deep inside
         problem = " ".join(str(error).split())[:300]
         raise UnavailableError(f"'{path}' is no such checkpoint: {problem}", _FAMILY) from error
     for name, network in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         network.save_pretrained(folder / name)
     prediction_type = "v_prediction" if is_second and resolution >= LARGE else "epsilon"
     make_scheduler(prediction_type).save_pretrained(folder / "scheduler")
-    write_clip_tokenizer(folder / "tokenizer", pad_token="!" if is_second else "<|endoftext|>")
-    (folder / PIPELINE).write_text('{"_class_name": "StableDiffusionPipeline"}\n', encoding="utf-8")
+    pad_token = PAD_TOKEN if is_second else "<|endoftext|>"
+    write_clip_tokenizer(folder / "tokenizer", pad_token=pad_token)
+    (folder / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad_token}))
+    (folder / MARK).write_text(json.dumps({"checkpoint": path.name}), encoding="utf-8")
+    preset = "sd15" if not is_second else "sd2-768" if resolution >= LARGE else "sd2"
+    predicts = "velocity" if prediction_type == "v_prediction" else "noise"
+    return f"of the Stable Diffusion {2 if is_second else 1} family ({preset}) and taken to predict {predicts}"
 
 
 def _with_weights(cls: Any, config: Mapping[str, Any], convert: Any, state: State) -> nn.Module:

@@ -35,12 +35,11 @@ from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import subject_of
 from profusion_cli.runtime.schedule import add_noise
 from profusion_cli.runtime.training import Tuned, finetune
-from profusion_cli.runtime.views import Views
+from profusion_cli.runtime.views import VIEW_TENSORS, Views
 from profusion_cli.runtime.weights import LoadedPromptNet, check_fit, load_promptnet, pack, promptnet_section
 
 PRIOR_GUIDANCE = 7.5
 """Guidance scale of DreamBooth's pictures of the class: that of diffusers' training example."""
-VIEW_TENSORS = ("latents_mean", "latents_std", "image_tokens")
 Augment = Callable[[], list[Image.Image]]
 """Makes further pictures to train on. It is called when PromptNet is at hand, so that hours of work do not end with a
 missing file."""

@@ -114,7 +114,7 @@ class TextConditioner:
         self.tokenizer = tokenizer
         self.max_length = text_encoder.config.max_position_embeddings
         self.embedding_dim: int = text_encoder.config.hidden_size
-        self._encoded: dict[tuple[str, bool], torch.Tensor] = {}
+        self._encoded: dict[tuple[object, ...], torch.Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +234,8 @@ class TextConditioner:
     def encode(self, text: str) -> torch.Tensor:
         """Conditioning of plain text, shape (1, max_length, embedding_dim); each text is encoded once, and once more
         where torch chooses the precision of each operation, as in training."""
-        key = text, torch.is_autocast_enabled(self.device.type)
+        weight = self.text_encoder.embeddings.token_embedding.weight
+        key = text, torch.is_autocast_enabled(self.device.type), weight.device, weight.dtype
         if key not in self._encoded:
             embeds, _ = self.splice(self.tokenize((text,)), {})
             self._encoded[key] = self.hidden_states(embeds)

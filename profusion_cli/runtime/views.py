@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+VIEW_TENSORS = ("latents_mean", "latents_std", "image_tokens")
+"""Names of their tensors in a bundle."""
+
 
 @dataclass(frozen=True)
 class Views:

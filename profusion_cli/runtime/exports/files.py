@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ import torch
 from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import UNET_FILE
 from profusion_cli.config import Config, PromptNetSource
-from profusion_cli.errors import UsageError
+from profusion_cli.errors import BundleError, UsageError
 from profusion_cli.prompts import parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.changes import LowRank, read_changes
-from profusion_cli.runtime.compression import Compression
+from profusion_cli.runtime.compression import Compression, nearest, relative_error
 from profusion_cli.runtime.denoiser import WordSubject
 from profusion_cli.runtime.device import DTYPES
 from profusion_cli.runtime.exports.embedding import average_word, levels
@@ -47,13 +48,33 @@ def changes_file(base: BaseModel, bundle: Bundle, config: Config, whole: bool) -
         note = f"Whole differences of {len(changes)} parameters, which ComfyUI reads and diffusers does not."
         return difference_tensors(changes, dtype), {"parameters": len(changes)}, note
     kept = {name: change for name, change in changes.items() if isinstance(change, LowRank)}
+    dense = {name: c for name, c in changes.items() if not isinstance(c, LowRank) and c.ndim > 1}
+    kept |= {name: nearest(change, config.finetune.adapters.rank) for name, change in dense.items()}
+    if not kept:
+        raise BundleError(f"'{bundle.name}' changes no matrix of the UNet.", "Export it by --to lora-full.")
     rank = max(change.down.shape[0] for change in kept.values())
-    return _lora(kept, len(changes) - len(kept), rank, 0.0, dtype)
+    offs = [relative_error(kept[name].whole(), change.float()) for name, change in dense.items()]
+    return _lora(kept, len(changes) - len(kept), rank, 0.0, dtype, max(offs, default=0.0))
 
 
-def _lora(kept: dict[str, LowRank], left_out: int, rank: int, error: float, dtype: torch.dtype) -> Made:
+def _lora(
+    kept: dict[str, LowRank], left_out: int, rank: int, error: float, dtype: torch.dtype, weight_error: float = 0.0
+) -> Made:
+    """See `changes_file`.
+
+    Args:
+        kept: what is written.
+        left_out: how many changes are not.
+        rank: of what is written, the highest.
+        error: of predictions.
+        dtype: of the file.
+        weight_error: of changes that were whole in a subject of adapters, the largest.
+    """
     told = {"rank": rank, "error": float(f"{error:.4g}"), "matrices": len(kept), "left_out_parameters": left_out}
     off = f"predictions of its own picture are off by {error:.3g}" if error else "the subject's own adapters, exactly"
+    if weight_error:
+        told["weight_error"] = float(f"{weight_error:.4g}")
+        off = f"the subject's own adapters, and whole changes that are off by up to {weight_error:.3g} so"
     more = f"; {left_out} biases and norms are left out" if left_out else ""
     return lora_tensors(kept, dtype), told, f"{len(kept)} matrices at rank {rank}: {off}{more}."
 
@@ -72,7 +93,8 @@ def embedding_file(
         UsageError: a timestep that the schedule does not have.
     """
     prompt = parse_prompt(config.concept_prompt)
-    sampler = Sampler(base, [bundle], [config.class_word], [prompt], config, parents)
+    one = replace(config, sample=replace(config.sample, references="one"))
+    sampler = Sampler(base, [bundle], [config.class_word], [prompt], one, parents)
     (subject,) = sampler.subjects
     if isinstance(subject, WordSubject):
         return {config.placeholder: subject.embedding.float().cpu()}, {"spread": 0.0}, "S* itself: it is a word."

@@ -14,7 +14,6 @@ from torch import nn
 
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config, PromptNetSource
-from profusion_cli.folders import PIPELINE
 from profusion_cli.mappings import plain
 from profusion_cli.presets import local_path
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
@@ -25,7 +24,7 @@ from profusion_cli.runtime.exports.stock.promptnet import DOWN, UP, SubjectPromp
 from profusion_cli.runtime.parts import PARTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import promptnet_and_views
-from profusion_cli.runtime.views import Views
+from profusion_cli.runtime.views import VIEW_TENSORS, Views
 from profusion_cli.runtime.weights import check_base
 
 BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -59,13 +58,13 @@ def write_folder(
         BundleError, UnavailableError: as `Sampler`.
     """
     check_base(bundle, base, parts_for("draws"))
-    reference = config.sample.reference - 1
+    reference, averaged = config.sample.reference - 1, config.sample.references == "mean"
     made, views = promptnet_and_views(bundle, parent, base, reference)
+    seen = views if averaged else Views(*(getattr(views, name)[reference][None] for name in VIEW_TENSORS))
     changes = read_changes(bundle, "unet", dict(base.unet.named_parameters()))
     with quiet_libraries():
-        _component(made, views, reference, changes, config.class_word, made_from, dtype).save_pretrained(
-            folder / "promptnet"
-        )
+        component = _component(made, seen, averaged, changes, config.class_word, made_from, dtype)
+        component.save_pretrained(folder / "promptnet")
         if with_base:
             for name in BASE_PARTS:
                 part = base.as_stored(name) if PARTS[name].weights else getattr(base, name)
@@ -73,13 +72,13 @@ def write_folder(
     for path, module in (("pipeline.py", pipeline), ("promptnet/promptnet.py", promptnet)):
         (folder / path).write_text(merged(module.__name__), encoding="utf-8")
     index = json.dumps(_index(base, config, with_base), indent=2, ensure_ascii=False)
-    (folder / PIPELINE).write_text(index + "\n", encoding="utf-8")
+    (folder / "model_index.json").write_text(index + "\n", encoding="utf-8")
 
 
 def _component(
     made: PromptNet,
     views: Views,
-    reference: int,
+    averaged: bool,
     changes: Mapping[str, Change],
     class_word: str,
     made_from: Mapping[str, Any],
@@ -92,13 +91,14 @@ def _component(
             tensors |= {name + DOWN: change.down, name + UP: change.up}
         else:
             tensors[name] = change
-    seen = {"ref_latents": views.latents_mean[reference][None], "image_tokens": views.image_tokens[reference][None]}
+    seen = {"ref_latents": views.latents_mean, "image_tokens": views.image_tokens}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     component = SubjectPromptNet(
         plain(asdict(made.config)),
         **{f"{name}_shape": list(tensor.shape) for name, tensor in seen.items()},
         changes=shapes,
         class_word=class_word,
+        averaged=averaged,
         made_from=made_from,
     )
     component.promptnet = made.to(dtype)
@@ -131,5 +131,5 @@ def _index(base: BaseModel, config: Config, with_base: bool) -> dict[str, Any]:
 
 def _place(base: BaseModel, name: str) -> list[str | None]:
     """Id, revision and sub-folder of a part of the base model, as diffusers takes them."""
-    id, revision, subfolder = base.config.place(name)
-    return [local_path(id) if base.source(name).is_local else id, revision, subfolder]
+    source = base.source(name)
+    return [local_path(source.id) if source.is_local else source.id, source.revision, source.subfolder]

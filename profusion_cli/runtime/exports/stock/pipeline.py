@@ -157,7 +157,7 @@ class ProFusionPipeline(DiffusionPipeline):
     def _subject(self) -> PromptNetSubject:
         own = self.promptnet
         latents = own.ref_latents * self.vae.config.scaling_factor
-        return PromptNetSubject(own.promptnet, latents, own.image_tokens, own.config.class_word)
+        return PromptNetSubject(own.promptnet, latents, own.image_tokens, own.config.class_word, own.config.averaged)
 
 
 def _lists_as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

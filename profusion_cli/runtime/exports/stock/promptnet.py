@@ -24,11 +24,12 @@ class SubjectPromptNet(ModelMixin, ConfigMixin):
 
     Args:
         architecture: fields of `PromptNetConfig`.
-        ref_latents_shape: shape of the latents of the reference view, unscaled, (1, 4, h, w).
-        image_tokens_shape: shape of the vision tower's tokens of the same view, (1, tokens, width).
+        ref_latents_shape: shape of the latents of the reference views, unscaled, (V, 4, h, w).
+        image_tokens_shape: shape of the vision tower's tokens of the same views, (V, tokens, width).
         changes: shapes, by the names of the UNet's parameters: of what is added to each, or, with `:down` and
             `:up` behind the name, of the factors of the product that is.
         class_word: what the subject is.
+        averaged: S* is the mean over all views; otherwise there is one.
         made_from: names and SHA-256 of the bundle and of the photos.
     """
 
@@ -40,6 +41,7 @@ class SubjectPromptNet(ModelMixin, ConfigMixin):
         image_tokens_shape: Sequence[int],
         changes: Mapping[str, Sequence[int]],
         class_word: str,
+        averaged: bool,
         made_from: Mapping[str, Any],
     ) -> None:
         super().__init__()
