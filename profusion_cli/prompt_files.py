@@ -21,7 +21,7 @@ _EXAMPLE = 'For example: {"prompt": "S* at sea", "seed": 3, "width": 512, "text_
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromptLine:
     """A prompt.
 
     Args:
@@ -34,7 +34,7 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
 
-    def each(self) -> list[Entry]:
+    def each(self) -> list[PromptLine]:
         """Those that it stands for, one for each choice in it."""
         return [replace(self, text=text) for text in alternatives(self.text)]
 
@@ -54,7 +54,7 @@ class Entry:
             raise InputError(f"{self.place}: {error.message}", error.hint) from error
 
 
-def read_prompts(source: str) -> list[Entry]:
+def read_prompts(source: str) -> list[PromptLine]:
     """The prompts of a file; empty lines and lines that begin with # are left out.
 
     Raises:
@@ -73,9 +73,9 @@ def read_prompts(source: str) -> list[Entry]:
     return entries
 
 
-def _entry(line: str, place: str) -> Entry:
+def _entry(line: str, place: str) -> PromptLine:
     if not _WITH_SETTINGS.fullmatch(line):
-        return Entry(line, place=place)
+        return PromptLine(line, place=place)
     try:
         values = yaml.safe_load(line)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -83,4 +83,4 @@ def _entry(line: str, place: str) -> Entry:
         raise InputError(f"{place} is no mapping in YAML or JSON: {problem}.", _EXAMPLE) from None
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
         raise InputError(f"{place} has no prompt that is a text.", _EXAMPLE)
-    return Entry(values["prompt"], {str(key): value for key, value in values.items() if key != "prompt"}, place)
+    return PromptLine(values["prompt"], {str(key): value for key, value in values.items() if key != "prompt"}, place)

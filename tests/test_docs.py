@@ -83,6 +83,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in range(13):
         with tarfile.open(tmp_path / "shards" / f"{i:03}.tar", "w") as shard:
             shard.add("face.png")
+    for name in ("painting", "park", "bench"):
+        draw_photo(tmp_path / f"{name}.png", "white")
     (tmp_path / "photos").mkdir()
     for name in ("ann", "bob"):
         draw_photo(tmp_path / "photos" / f"{name}.jpg")
@@ -133,6 +135,9 @@ def test_the_readmes_commands_run(desk: Path) -> None:
         "promptnet.pfz",
         "look/01.png",
         "small.pfz",
+        "friend-lora.safetensors",
+        "friend-word.safetensors",
+        "friend-diffusers/pipeline.py",
     ):
         assert (desk / name).stat().st_size > 0, name
     assert {path.name for path in (desk / "subjects").iterdir()} == {"ann.pfz", "bob.pfz"}

@@ -38,7 +38,7 @@ def test_the_progress_bar_is_gone_before_an_error_is_told(command, subject, othe
         finally:
             seen.append("no bar")
 
-    def save(self, target, force=False):
+    def save(self, target, force=False, credentials=None):
         raise OutputError("The disk is full.", "Free some space.")
 
     monkeypatch.setattr(Output, "progress", progress)

@@ -7,7 +7,7 @@ import torch
 
 from profusion_cli.errors import InputError
 from profusion_cli.jobs.configuration import load_config
-from profusion_cli.prompt_files import Entry, read_prompts
+from profusion_cli.prompt_files import PromptLine, read_prompts
 from profusion_cli.prompts import EACH, alternatives, foreign_marks, parse_prompt
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.denoiser import tokenize_prompt
@@ -124,7 +124,7 @@ def test_lines_with_settings(tmp_path):
             read_prompts(str(file))
     for settings, word in (({"colour": 1}, "colour"), ({"gamma": 3}, "gamma"), ({"seed": "x"}, "seed")):
         with pytest.raises(InputError, match=f"Line 7.*{word}"):
-            Entry("S*", settings, "Line 7").config(common)
+            PromptLine("S*", settings, "Line 7").config(common)
 
 
 # --- tokens --------------------------------------------------------------------------------------------------

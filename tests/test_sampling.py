@@ -20,6 +20,7 @@ from profusion_cli.plans import exact_plan
 from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import picture_generator, resolve_placement
 from profusion_cli.runtime.drawing import draw_latents, tokenize
+from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import Sampler
 from profusion_cli.samplers import SAMPLERS, SamplerName, parse_areas, subject_weights
 from profusion_cli.sampling import SampleConfig

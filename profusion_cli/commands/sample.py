@@ -30,7 +30,7 @@ from profusion_cli.commands.resources import memory_of_drawing
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO
-from profusion_cli.prompt_files import Entry, read_prompts
+from profusion_cli.prompt_files import PromptLine, read_prompts
 from profusion_cli.prompts import PLACEHOLDER
 from profusion_cli.samplers import subject_weights
 
@@ -175,10 +175,10 @@ def sample(
         read_start,
         references,
     )
+    from profusion_cli.evaluation.scoring import Scorer, best_of, judge_named, scored
     from profusion_cli.jobs.configuration import configure, remembered_config
     from profusion_cli.jobs.parents import names_promptnet
     from profusion_cli.jobs.pictures import Bases, draw
-    from profusion_cli.jobs.scoring import Scorer, best_of, judge_named, scored
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
@@ -191,7 +191,7 @@ def sample(
     pictures_in = [start_from or "", inpaint_mask or ""]
     check_one_stdin([*sources, *pictures_in, prompts_file or "", flags.get("promptnet.weights", "")])
     listed = [] if prompts_file is None else read_prompts(prompts_file)
-    entries = [one for entry in [*map(Entry, texts), *listed] for one in entry.each()]
+    entries = [one for entry in [*map(PromptLine, texts), *listed] for one in entry.each()]
     if not entries:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     if best is not None and (score is None or each):
@@ -221,8 +221,9 @@ def sample(
     for group in groups:  # all of them are looked at before the first is drawn
         draw(bundles, group.texts, group.config, **given).close()
     targets = plan_targets(target, [(text, one.config) for one in groups for text in one.texts], force, as_json, best)
-    check_apart(pictures_in, [*set(targets.values()), *([sheet] if sheet else [])])
+    check_apart(pictures_in, list(set(targets.values())))
     labelled = ContactSheet(sheet, targets.values(), force, references(bundles)) if sheet is not None else None
+    check_apart(pictures_in, [] if sheet is None else [sheet])
     if dry_run:
         scales, _ = subject_weights(config.sample, len(bundles))
         remarks = [line for one in groups for line in plan_remarks(one.config, bundles, one.texts, scales, start)]
@@ -291,7 +292,7 @@ def grouped(drawn: list[tuple[str, Config]]) -> list[Group]:
 
 def draw_each(
     sources: list[str],
-    entries: list[Entry],
+    entries: list[PromptLine],
     target: str | None,
     preset: str | None,
     flags: dict[str, Any],

@@ -2,5 +2,6 @@
 
 `study` reads what is to be compared, `runner` makes and judges it in a `folder`, cell by cell (`cells`), and `report`
 tells what was found. `metrics` are the judges (`clip`, `dino`, `faces`, `realism`, `faceworld`), `statistics` their
-intervals, and `pairs` a page on which people compare pictures. `rendering` fills in the `templates` of both.
+intervals, and `pairs` a page on which people compare pictures. `rendering` fills in the `templates` of both. `scoring`
+has single pictures judged while they are drawn.
 """

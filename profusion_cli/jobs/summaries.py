@@ -187,7 +187,7 @@ def _picture(record: Any) -> dict[str, Any]:
         "base": shown(own("base", "id")),
         "drawn with": _sampling(own("sample"), own("plan")),
         "view": shown(own("number")),
-        "marked": _mark(own(SOURCE_TYPE)),
+        "marked": _mark(own(SOURCE_TYPE)) if own("tool", "name") else "",
         "made by": _told("{} {}", own("tool", "name"), own("tool", "version")),
     }
 

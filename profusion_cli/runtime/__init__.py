@@ -2,9 +2,8 @@
 
 - the method: `fusion`, `schedule`, `noise`, `loss` (equations), `promptnet` and its `architecture`, `denoiser`
   and `model` (predictions), `drawing` (of one prompt), `sampling`
-- the base model: `backbone`, made of `parts`, built by `random_base`, found (`hub`, `finding`) or
-  converted (`single_file`), and told of by
-  `descriptions`; `text`; `pixels`, as they are encoded; `pipelines`, `inpaint`
+- the base model: `backbone`, made of `parts`, built by `random_base`, found (`hub`, `finding`) or converted
+  (`single_file`), and told of by `descriptions`; `text`; `pixels`, as they are encoded; `pipelines`, `inpaint`
 - from the Hub: `downloads` of files, and `needs` of a whole configuration
 - training: `fitting` (any loop), `optimizers`, `draws` (its random numbers), `training` (one subject), `adapters`,
   `baselines`, `subjects`, `previewing`, and the folder `pretraining`

@@ -103,7 +103,8 @@ class BaseModel:
         option = f"--set base.{name}.id=FOLDER" if part.id else "--base-model FOLDER"
         id, revision, subfolder = self.config.place(name)
         if is_single_file(local_path(id)):
-            id = str(folder_of(Path(local_path(id)), self.config.resolution))
+            with quiet_libraries():
+                id = str(folder_of(Path(local_path(id)), self.config.resolution))
         return Source(id, revision, subfolder, option)
 
     def files(self, name: str) -> Files:
