@@ -6,10 +6,10 @@ import fnmatch
 import os
 import shlex
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profusion_cli.config import Config
 from profusion_cli.console import Output, print_result, print_yaml
@@ -124,13 +124,15 @@ def decode(data: bytes, source: str, output: Output, as_mask: bool = False, draw
     return picture
 
 
-def credentials_of(certificate: str | None, key: str | None) -> Credentials | None:
+def credentials_of(certificate: str | None, key: str | None, flags: Mapping[str, Any]) -> Credentials | None:
     """What `--sign` and `--key` name; None: nothing is signed.
 
     Raises:
-        UsageError: one of them is missing.
+        UsageError: one of them is missing, or `--no-mark` is among the flags.
         UnavailableError, InputError: as `Credentials`.
     """
+    if certificate is not None and "mark" in flags:
+        raise UsageError("--sign says what --no-mark leaves out.", "Leave one of them out.")
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:

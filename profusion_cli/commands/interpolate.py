@@ -99,9 +99,7 @@ def interpolate(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
-    if sign is not None and "mark" in flags:
-        raise UsageError("--sign says what --no-mark leaves out.", "Leave one of them out.")
-    credentials = credentials_of(sign, key)
+    credentials = credentials_of(sign, key, flags)
     check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)
     check_one_stdin([*sources, flags.get("promptnet.weights", "")])

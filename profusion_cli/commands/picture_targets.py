@@ -14,10 +14,10 @@ from profusion_cli.bundle import Bundle
 from profusion_cli.commands.common import check_apart, check_suffix, decode
 from profusion_cli.config import Config
 from profusion_cli.console import Output
-from profusion_cli.errors import BundleError, InputError, UsageError
+from profusion_cli.errors import UsageError
 from profusion_cli.files import STDIO, check_target, read_source
-from profusion_cli.images import decode_photo
 from profusion_cli.images.formats import ANIMATIONS, PICTURES, PNG, is_animation
+from profusion_cli.jobs.photos import first_view
 from profusion_cli.plans import EXACT, plan_of
 from profusion_cli.samplers import SAMPLERS
 from profusion_cli.starting import Start
@@ -145,16 +145,8 @@ def references(bundles: Sequence[Bundle]) -> list[tuple[str, Image.Image]]:
     Raises:
         BundleError: a preview that is no picture.
     """
-    pictures = []
-    for bundle in bundles:
-        if bundle.preview is None:
-            continue
-        try:
-            strip = decode_photo(bundle.preview, bundle.name).image
-        except InputError as error:
-            raise BundleError(f"The preview in '{bundle.name}' is no picture: {error.message}", error.hint) from None
-        pictures.append((Path(bundle.name).stem, strip.crop((0, 0, strip.height, strip.height))))
-    return pictures
+    views = [(Path(bundle.name).stem, first_view(bundle)) for bundle in bundles]
+    return [(name, view) for name, view in views if view is not None]
 
 
 def check_references(bundles: Iterable[Bundle], flags: dict[str, Any]) -> None:

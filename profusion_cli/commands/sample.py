@@ -182,9 +182,8 @@ def sample(
     from profusion_cli.jobs.trust import check_trusted
 
     started, output = time.perf_counter(), Output(quiet, as_json)
-    if sign is not None and "mark" in flags:
-        raise UsageError("--sign says what --no-mark leaves out.", "Leave one of them out.")
-    start, credentials = read_start(start_from, strength, inpaint_mask, output), credentials_of(sign, key)
+    credentials = credentials_of(sign, key, flags)
+    start = read_start(start_from, strength, inpaint_mask, output)
     if prompts_file is None:
         check_unexpanded(arguments, flags.get("placeholder", PLACEHOLDER))
     sources, texts = split_arguments(arguments)

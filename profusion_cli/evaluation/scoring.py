@@ -10,6 +10,7 @@ from PIL import Image
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.errors import BundleError, UsageError
+from profusion_cli.jobs.photos import first_view
 from profusion_cli.jobs.pictures import Picture
 from profusion_cli.presets import SHIPPED
 
@@ -62,20 +63,18 @@ class Scorer:
         config: names the device.
 
     Raises:
-        BundleError: a bundle that shows no photo.
+        BundleError: a bundle that shows no photo, or whose preview is no picture.
         UnavailableError: the judge's library or its weights cannot be had.
     """
 
     def __init__(self, name: str, bundle: Bundle, config: Config) -> None:
         from profusion_cli.evaluation.metrics import make_metrics
-        from profusion_cli.images import decode_photo
         from profusion_cli.runtime.device import resolve_device
 
-        if bundle.preview is None:
+        photo = first_view(bundle)
+        if photo is None:
             raise BundleError(f"'{bundle.name}' shows no photo to compare with.", "Leave --score out.")
-        strip = decode_photo(bundle.preview, bundle.name).image
-        self.name, self._judge = name, JUDGES[name]
-        self._photo = strip.crop((0, 0, strip.height, strip.height))
+        self.name, self._judge, self._photo = name, JUDGES[name], photo
         options = {} if self._judge.models is None else {"models": [self._judge.models]}
         made = make_metrics(self._judge.metric, options, resolve_device(config.device))
         self._metric = next(metric for metric in made if self._judge.column in metric.columns)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from profusion_cli.errors import InputError
+from profusion_cli.bundle import Bundle
+from profusion_cli.errors import BundleError, InputError
 from profusion_cli.images import Photo, decode_photo
 from profusion_cli.images.opening import DAMAGE
 
@@ -35,3 +36,18 @@ def as_photo(given: Photo | Image.Image) -> Photo:
 def photo_input(photo: Photo, kind: str = "photo") -> dict[str, str]:
     """What a manifest remembers of an input."""
     return {"kind": kind, "name": Path(photo.name).name, "sha256": photo.sha256}
+
+
+def first_view(bundle: Bundle) -> Image.Image | None:
+    """The first reference view of a subject, square, from the bundle's preview; None: it has none.
+
+    Raises:
+        BundleError: a preview that is no picture.
+    """
+    if bundle.preview is None:
+        return None
+    try:
+        strip = decode_photo(bundle.preview, bundle.name).image
+    except InputError as error:
+        raise BundleError(f"The preview in '{bundle.name}' is no picture: {error.message}", error.hint) from None
+    return strip.crop((0, 0, strip.height, strip.height))
