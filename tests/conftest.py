@@ -193,21 +193,28 @@ def like_float16(monkeypatch: pytest.MonkeyPatch, trains: ModuleType, steepness:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds what is made once for all modules that a process runs."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds what is made once for a module, whose names no other module takes."""
     return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="session")
-def photo(work: Path) -> Path:
-    return draw_photo(work / "face.png")
+def photo(shared: Path) -> Path:
+    return draw_photo(shared / "face.png")
 
 
 @pytest.fixture(scope="session")
-def base_folder(work: Path) -> Path:
+def base_folder(shared: Path) -> Path:
     """A tiny base model in diffusers' layout, on the disk."""
     from profusion_cli.runtime.random_base import build_random_base
 
-    folder = work / "base"
+    folder = shared / "base"
     build_random_base(folder)
     return folder
 
@@ -228,18 +235,18 @@ def hub(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture(scope="session")
-def subject(work: Path, photo: Path) -> Path:
+def subject(shared: Path, photo: Path) -> Path:
     """A subject bundle fine-tuned for two steps on the preset `tiny-random`."""
-    target = work / "me.pfz"
+    target = shared / "me.pfz"
     ok("finetune", photo, "--preset", "tiny-random", "--steps", 2, "--lr", "1e-3", "-o", target)
     return target
 
 
 @pytest.fixture(scope="session")
-def other_subject(work: Path) -> Path:
+def other_subject(shared: Path) -> Path:
     """A second subject, of another photo and class."""
-    target = work / "you.pfz"
-    picture = draw_photo(work / "thing.png", "olive")
+    target = shared / "you.pfz"
+    picture = draw_photo(shared / "thing.png", "olive")
     ok(
         "finetune",
         picture,
