@@ -42,6 +42,14 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True)
+class MirrorConfig:
+    """A second place of the base model on the Hub, which holds the same files under the same names."""
+
+    id: str = setting("A Hub id.")
+    revision: str | None = setting("Branch, tag or commit; a commit is named by its content.", None)
+
+
+@dataclass(frozen=True)
 class RandomConfig:
     """A base model with random weights, built from a seed instead of loaded."""
 
@@ -69,6 +77,7 @@ class BaseConfig:
     scheduler: ComponentConfig = setting("The noise schedule.", ComponentConfig("scheduler"))
     vision: ComponentConfig = setting("The vision tower that PromptNet sees through.", ComponentConfig("vision"))
     random: RandomConfig | None = setting("Random weights instead of loaded ones.", None)
+    mirror: MirrorConfig | None = setting("Where it is fetched from if the first repository is gone.", None)
     resolution: int = setting("Side of the pictures that the model was trained on, in pixels.", 512, 8, 4096)
     clip_skip: int = setting("Last layers of the text encoder that are left out.", 0, 0, 12)
     vision_antialias: bool = setting("Whether pictures are low-pass filtered before the vision tower.", False)

@@ -90,6 +90,10 @@ class UnavailableError(ProfusionError):
     exit_code = 8
 
 
+class GoneError(UnavailableError):
+    """A repository of the Hub that is no longer there, or not for everybody."""
+
+
 class OutputError(ProfusionError):
     """The output exists or cannot be written."""
 

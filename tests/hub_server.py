@@ -22,6 +22,7 @@ class Asked:
 
     Args:
         method: HEAD or GET.
+        repository: its id.
         path: in the repository.
         start: of the range that was asked for.
         sent: bytes of the body that were sent.
@@ -30,6 +31,7 @@ class Asked:
     """
 
     method: str
+    repository: str
     path: str
     start: int
     sent: int
@@ -45,6 +47,7 @@ class StandIn:
         folder: the files of every repository.
         asked: the requests so far, in their order.
         down: every request is refused.
+        gone: repositories that are not there.
         ranges: whether a part of a file can be had.
         damaged: large files come with another first byte than their SHA-256 says.
         cut_after: a body ends after so many bytes, and then `cut` is called.
@@ -55,6 +58,7 @@ class StandIn:
     endpoint: str = ""
     asked: list[Asked] = field(default_factory=list)
     down: bool = False
+    gone: tuple[str, ...] = ()
     ranges: bool = True
     damaged: bool = False
     cut_after: int | None = None
@@ -70,6 +74,10 @@ class StandIn:
     def bodies(self, suffixes: tuple[str, ...] = LARGE) -> list[tuple[str, int, int]]:
         """Path, start and bytes sent of what was fetched."""
         return [(one.path, one.start, one.sent) for one in self.asked if one.sent and one.path.endswith(suffixes)]
+
+    def repositories(self) -> set[str]:
+        """Those that were asked."""
+        return {one.repository for one in self.asked}
 
     def paths(self) -> list[str]:
         """What was asked for."""
@@ -98,8 +106,11 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def answer(self) -> None:
             elsewhere = self.path.startswith("/elsewhere")
-            match = re.fullmatch(r"(?:/elsewhere)?/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path)
-            path = match[1] if match else self.path
+            match = re.fullmatch(r"(?:/elsewhere)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path)
+            self.repository, path = match.groups() if match else ("", self.path)
+            if self.repository in hub.gone:
+                self.reply(path, 401, {"X-Error-Code": "RepoNotFound"})
+                return
             file, start = hub.folder / path, 0
             if hub.ranges and (wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
                 start = int(wanted[1])
@@ -126,7 +137,8 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
             if self.command == "GET":
                 sent = len(body) if hub.cut_after is None else min(hub.cut_after, len(body))
             elsewhere = self.path.startswith("/elsewhere")
-            hub.asked.append(Asked(self.command, path, start, sent, "Authorization" in self.headers, elsewhere))
+            with_token = "Authorization" in self.headers
+            hub.asked.append(Asked(self.command, self.repository, path, start, sent, with_token, elsewhere))
             self.send_response(status)
             for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)

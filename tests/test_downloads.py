@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.filesize import decimal
 
+from profusion_cli.bundle import read_bundle
 from profusion_cli.config import Config
-from profusion_cli.errors import OutputError, UnavailableError
+from profusion_cli.errors import GoneError, OutputError, UnavailableError
 from profusion_cli.jobs.configuration import configure
 from profusion_cli.listener import Listener, hearing
 from profusion_cli.runtime.downloads import Remote
@@ -22,7 +23,7 @@ from profusion_cli.runtime.finding import find_files
 from profusion_cli.runtime.hub import Files, Source
 from profusion_cli.runtime.needs import announce, base_needs, finetuning_needs, provide, stock_of
 from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS
-from tests.conftest import run
+from tests.conftest import ok, run
 from tests.hub_server import PIECE, StandIn
 
 UNET = Source("some/model", None, "unet", "--base-model FOLDER")
@@ -42,6 +43,14 @@ class Hears(Listener):
 
 def find_unet() -> Files:
     return find_files(UNET, "The UNet", ("config.json",), DIFFUSERS_WEIGHTS)
+
+
+MIRROR = Source("other/model", "0123abc", "unet", "--base-model FOLDER")
+MIRRORED = Source("some/model", None, "unet", "--base-model FOLDER", MIRROR)
+
+
+def find_mirrored() -> Files:
+    return find_files(MIRRORED, "The UNet", ("config.json",), DIFFUSERS_WEIGHTS)
 
 
 def some_model() -> Config:
@@ -219,3 +228,58 @@ def test_shards_are_fetched_and_counted(hub, tmp_path):
 def test_small_files_are_left_to_the_hubs_client():
     assert not Remote("some/model", "config.json", "c", "a" * 40, 10).is_large
     assert Remote("some/model", "a.bin", "c", "a" * 64, 10).is_large
+
+
+def test_where_a_repository_is_gone_its_mirror_is_asked(hub, base_folder, monkeypatch):
+    hub.gone = ("some/model",)
+    with pytest.raises(GoneError, match="'some/model/unet'"):
+        find_unet()
+    hears = Hears(hub)
+    with hearing(hears):
+        found = find_mirrored()
+    assert found.source == MIRROR and found.revision == "0123456789abcdef0123456789abcdef01234567"
+    assert (found.folder / found.weights).read_bytes() == (base_folder / WEIGHTS).read_bytes()
+    ((text, _),) = hears.notes
+    assert "other/model ('some/model' is gone from the Hub)" in text
+    hub.asked.clear()
+    assert find_mirrored() == found and hub.asked == [], "what is here is asked of nobody"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_mirrored() == found
+
+
+def test_a_repository_that_is_there_or_cannot_be_asked_needs_no_mirror(hub):
+    assert find_mirrored().source == MIRRORED
+    assert hub.repositories() == {"some/model"}
+    hub.asked.clear()
+    hub.down = True
+    elsewhere = Source("third/model", None, "unet", "--base-model FOLDER", MIRROR)
+    with pytest.raises(UnavailableError, match="'third/model/unet'"):
+        find_files(elsewhere, "The UNet", ("config.json",), DIFFUSERS_WEIGHTS)
+    assert hub.repositories() == {"third/model"}
+
+
+def test_where_both_are_gone_both_are_named(hub):
+    hub.gone = ("some/model", "other/model")
+    with pytest.raises(GoneError, match=r"'some/model/unet'.*'other/model/unet'"):
+        find_mirrored()
+
+
+def test_a_subject_made_on_the_mirror_says_so(hub, photo, tmp_path, monkeypatch):
+    hub.gone = ("some/model",)
+    places = ("base.random=null", "base.id=some/model", "base.mirror.id=other/model")
+    settings = [word for place in places for word in ("--set", place)]
+    quick = ("--preset", "tiny-random", "--no-augment", "--steps", 1)
+    ok("finetune", photo, *quick, *settings, "-o", tmp_path / "me.pfz")
+    made = read_bundle((tmp_path / "me.pfz").read_bytes(), "me.pfz").manifest
+    assert made["base"]["id"] == "other/model" and made["config"]["base"]["mirror"]["id"] == "other/model"
+    hub.asked.clear()
+    ok("sample", tmp_path / "me.pfz", "S*", "--steps", 1, "-o", tmp_path / "x.png")
+    assert hub.asked == []
+
+
+def test_a_mirror_is_of_the_base_model_that_the_preset_names():
+    assert configure("sd2", None, {}).base.mirror is not None
+    assert configure("sd2", None, {"base.id": "some/model"}).base.mirror is None
+    assert configure("sd2", None, {}, ["base.id=some/model"]).base.mirror is None
+    both = configure("sd2", None, {}, ["base.id=some/model", "base.mirror.id=other/model"])
+    assert both.base.mirror.id == "other/model"

@@ -54,6 +54,7 @@ EVIL = {"id": "attacker/evil-repo", "random": None, "revision": "main"}
     [
         (EVIL, "the Hub's 'attacker/evil-repo', revision main"),
         ({"id": "/srv/secret", "random": None}, "'/srv/secret'"),
+        ({"id": "shipped:faceworld", "random": None, "mirror": {"id": "attacker/evil-repo"}}, "'attacker/evil-repo'"),
         ({"random": {"size": "sd2", "seed": 0}}, "random weights (sd2, seed 0)"),
         ({"random": None, "vision": {"id": "attacker/eyes", "revision": None, "subfolder": ""}}, "'attacker/eyes'"),
         ({"random": None, "id": "shipped:faceworld", "unet": {"id": None, "subfolder": "../../etc"}}, "faceworld"),

@@ -65,7 +65,7 @@ def configure(
         listener.note(f"The sampling settings are those of the preset '{preset}'; all else is the bundle's.")
     base = config.base
     if other_base is not None:
-        base = replace(base, id=other_base, revision=None, random=None)
+        base = replace(base, id=other_base, revision=None, random=None, mirror=None)
         if config.promptnet.weights == BESIDE_BASE:  # the pin belongs to the preset's base model
             config = replace(config, promptnet=replace(config.promptnet, sha256=None, note=""))
     if not config.mark:

@@ -49,6 +49,8 @@ def places(config: Config, promptnet: bool) -> dict[str, Place]:
         found = {RANDOM: Place(f"{base.random.size}, seed {base.random.seed}", None, "")}
     else:
         found = {part: Place(*base.place(part)) for part in BASE_PARTS}
+        if base.mirror is not None:
+            found["mirror"] = Place(base.mirror.id, base.mirror.revision, "")
     if promptnet and own.weights not in NOT_PLACES:
         found["promptnet"] = Place(own.weights, own.revision, own.subfolder)
     return found

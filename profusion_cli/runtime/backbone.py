@@ -105,7 +105,9 @@ class BaseModel:
         if is_single_file(local_path(id)):
             with quiet_libraries():
                 id = str(folder_of(Path(local_path(id)), self.config.resolution))
-        return Source(id, revision, subfolder, option)
+        other = self.config.mirror
+        mirror = Source(other.id, other.revision, subfolder, option) if other and id == self.config.id else None
+        return Source(id, revision, subfolder, option, mirror)
 
     def files(self, name: str) -> Files:
         """The files of one part, found or downloaded on first use.
@@ -369,5 +371,10 @@ class BaseModel:
 
     def manifest(self, fingerprints: dict[str, str]) -> dict[str, Any]:
         """What a bundle remembers of its base model; the revision is the commit where one is known."""
-        commit = self.files("unet").revision if self._random is None else None
-        return {"id": self.config.id, "revision": commit or self.config.revision, "fingerprint": fingerprints}
+        id, revision = self.config.id, self.config.revision
+        if self._random is None:
+            files = self.files("unet")
+            if files.source == self.source("unet").mirror:
+                id, revision = files.source.id, files.source.revision
+            revision = files.revision or revision
+        return {"id": id, "revision": revision, "fingerprint": fingerprints}

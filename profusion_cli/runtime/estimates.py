@@ -24,6 +24,7 @@ from profusion_cli.runtime.baselines import LearnedWord, WordBatch, WordObjectiv
 from profusion_cli.runtime.counting import Activations, LikeDevice, Peak, activations
 from profusion_cli.runtime.descriptions import describe_part
 from profusion_cli.runtime.device import Placement
+from profusion_cli.runtime.finding import place_at_hand
 from profusion_cli.runtime.fitting import choose_attention
 from profusion_cli.runtime.hub import AGAIN, at_hand
 from profusion_cli.runtime.inpaint import InpaintingModel
@@ -198,7 +199,8 @@ def _described(model: BaseModel) -> Mapping[str, nn.Module] | None:
             return networks_of(model.config.random.size, model.inpainting)
         settings = {}
         for name in names:
-            path = at_hand(model.source(name), PARTS[name].required[-1])
+            part = PARTS[name]
+            path = at_hand(place_at_hand(model.source(name), part.required, part.weights), part.required[-1])
             if path is None:
                 return None
             settings[name] = describe_part(path, PARTS[name].cls, PARTS[name].section, AGAIN)

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import _CACHED_NO_EXIST, constants
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from rich.filesize import decimal
 
-from profusion_cli.errors import OutputError, ProfusionError, UnavailableError
+from profusion_cli.errors import GoneError, OutputError, ProfusionError, UnavailableError
 from profusion_cli.listener import who_hears
 from profusion_cli.runtime.downloads import (
     GOES_ON,
@@ -27,19 +33,26 @@ from profusion_cli.runtime.downloads import (
 from profusion_cli.runtime.hub import Files, Source, at_hand, hub_file, is_hub_id, missing, shard_names
 from profusion_cli.runtime.parts import inline
 
+GONE = (RepositoryNotFoundError, DisabledRepoError, RevisionNotFoundError)
+"""What the Hub's client raises of a repository or revision that is not there, or not for everybody."""
+
 
 @contextlib.contextmanager
 def _downloading(source: Source, what: str) -> Iterator[None]:
     """Words for what goes wrong while the Hub is asked for something.
 
     Raises:
-        UnavailableError: the repository cannot be reached or read.
+        GoneError: the repository is not there, or not for everybody.
+        UnavailableError: it cannot be reached or read.
         OutputError: the disk is full.
     """
     try:
         yield
     except ProfusionError:
         raise
+    except GONE as error:
+        told = missing(source, what)
+        raise GoneError(told.message, told.hint) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
@@ -72,6 +85,18 @@ def _look_up(source: Source, name: str, what: str) -> Remote | None:
         return look_up(source.id, path, source.revision)
 
 
+def place_at_hand(source: Source, required: Sequence[str], weights: Sequence[str] = ()) -> Source:
+    """The source, or its mirror where that alone is on this machine; the arguments are those of `find_files`."""
+
+    def is_here(place: Source) -> bool:
+        return all(at_hand(place, name) for name in required) and (
+            not weights or any(at_hand(place, name) for name in weight_names(weights))
+        )
+
+    mirror = source.mirror
+    return mirror if mirror is not None and not is_here(source) and is_here(mirror) else source
+
+
 def files_to_fetch(source: Source, what: str, required: Sequence[str], weights: Sequence[str] = ()) -> list[Remote]:
     """The files of a part that must be downloaded, which is asked of the Hub; none where all are at hand.
 
@@ -82,6 +107,28 @@ def files_to_fetch(source: Source, what: str, required: Sequence[str], weights: 
         UnavailableError: the repository cannot be asked, or does not have them.
         OutputError: the disk is full.
     """
+    return _choose(source, what, required, weights)[1]
+
+
+def _choose(source: Source, what: str, required: Sequence[str], weights: Sequence[str]) -> tuple[Source, list[Remote]]:
+    """The place to take a part from, and its files that must be downloaded; see `files_to_fetch`.
+
+    What is at hand goes first, then the source, and its mirror where that is gone.
+    """
+    place = place_at_hand(source, required, weights)
+    try:
+        return place, _lacking(place, what, required, weights)
+    except GoneError as gone:
+        if source.mirror is None or place is source.mirror:
+            raise
+        try:
+            return source.mirror, _lacking(source.mirror, what, required, weights)
+        except GoneError as error:
+            raise GoneError(f"{gone.message} {error.message}", error.hint) from error
+
+
+def _lacking(source: Source, what: str, required: Sequence[str], weights: Sequence[str]) -> list[Remote]:
+    """See `files_to_fetch`, of this place alone."""
     if source.is_local or constants.HF_HUB_OFFLINE:
         return []
     if not is_hub_id(source.id):
@@ -116,8 +163,14 @@ def weight_names(weights: Sequence[str]) -> list[str]:
     return [variant for name in weights for variant in (name, f"{name}.index.json")]
 
 
-def _fetch(source: Source, what: str, files: list[Remote]) -> None:
+def _fetch(source: Source, what: str, files: list[Remote], instead_of: str) -> None:
     """Download files of a part, after their size is told and there is room for them.
+
+    Args:
+        source: the place that is asked.
+        what: the part's name in messages.
+        files: them.
+        instead_of: the Hub id that was wanted.
 
     Raises:
         UnavailableError, OutputError: as `_downloading`, or there is no room.
@@ -125,7 +178,8 @@ def _fetch(source: Source, what: str, files: list[Remote]) -> None:
     """
     part, size, lacking = inline(what), sum(file.size for file in files), missing_bytes(files)
     here = f", of which {decimal(size - lacking)} are here already" if lacking < size else ""
-    who_hears().note(f"Downloading {part} of {source.id}: {decimal(size)}{here}.")
+    why = "" if source.id == instead_of else f" ('{instead_of}' is gone from the Hub)"
+    who_hears().note(f"Downloading {part} of {source.id}{why}: {decimal(size)}{here}.")
     check_space(lacking, f"{what} of '{source}' needs")
     for file in files:
         before = file.here
@@ -163,9 +217,10 @@ def find_files(
     """
     if not source.is_local and not is_hub_id(source.id):
         raise missing(source, what)
-    lacking = files_to_fetch(source, what, required, weights)
+    wanted = source.id
+    source, lacking = _choose(source, what, required, weights)
     if lacking:
-        _fetch(source, what, lacking)
+        _fetch(source, what, lacking, wanted)
 
     def need(name: str) -> Path:
         path = at_hand(source, name)
@@ -193,7 +248,7 @@ def find_files(
         except UnavailableError:
             if lacking:
                 raise
-    return Files(folder, found, commit)
+    return Files(folder, found, source, commit)
 
 
 def _known_not_to_have(source: Source, name: str) -> bool:

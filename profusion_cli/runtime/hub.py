@@ -38,6 +38,7 @@ class Source:
         revision: branch, tag or commit on the Hub; None is the main branch.
         subfolder: of the folder or repository; may be empty.
         option: how the user names another place, for the hint of an error.
+        mirror: a second place on the Hub, for where the first is gone.
 
     Raises:
         ConfigError: a sub-folder that is not below it, or a revision that is no name.
@@ -47,6 +48,7 @@ class Source:
     revision: str | None
     subfolder: str
     option: str
+    mirror: Source | None = None
 
     def __post_init__(self) -> None:
         below = PurePosixPath(self.subfolder)
@@ -77,11 +79,13 @@ class Files:
     Args:
         folder: holds its files.
         weights: name of the weights file or of its shard index, or None for parts without weights.
+        source: where they come from: what was asked for, or its mirror.
         revision: the commit that a Hub id resolved to, or None for a folder.
     """
 
     folder: Path
     weights: str | None
+    source: Source
     revision: str | None
 
     @property

@@ -17,7 +17,7 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.descriptions import read_description
 from profusion_cli.runtime.device import Placement
 from profusion_cli.runtime.downloads import cache_of, check_space, missing_bytes
-from profusion_cli.runtime.finding import files_to_fetch, find_files, weight_names
+from profusion_cli.runtime.finding import files_to_fetch, find_files, place_at_hand, weight_names
 from profusion_cli.runtime.hub import AGAIN, Source, at_hand, shard_names
 from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.parts import DIFFUSERS_WEIGHTS, PARTS
@@ -140,14 +140,15 @@ class Stock:
 
 def stock_of(need: Need) -> Stock:
     """What of a part is on this machine, without asking the network."""
-    found = [at_hand(need.source, name) for name in need.required]
+    source = place_at_hand(need.source, need.required, need.weights)
+    found = [at_hand(source, name) for name in need.required]
     total = None
     if need.weights:
-        chosen = next((name for name in weight_names(need.weights) if at_hand(need.source, name)), need.weights[0])
-        path = at_hand(need.source, chosen)
+        chosen = next((name for name in weight_names(need.weights) if at_hand(source, name)), need.weights[0])
+        path = at_hand(source, chosen)
         found.append(path)
         if path is not None and chosen.endswith(".index.json"):
-            shards = [at_hand(need.source, name) for name in shard_names(path)]
+            shards = [at_hand(source, name) for name in shard_names(path)]
             found += shards
             whole = _total_size(path)
             total = None if whole is None else whole - sum(shard.stat().st_size for shard in shards if shard)

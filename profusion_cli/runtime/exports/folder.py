@@ -21,6 +21,7 @@ from profusion_cli.runtime.changes import Change, LowRank, read_changes
 from profusion_cli.runtime.exports.merging import merged
 from profusion_cli.runtime.exports.stock import pipeline, promptnet
 from profusion_cli.runtime.exports.stock.promptnet import DOWN, UP, SubjectPromptNet
+from profusion_cli.runtime.finding import place_at_hand
 from profusion_cli.runtime.parts import PARTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import promptnet_and_views
@@ -131,5 +132,5 @@ def _index(base: BaseModel, config: Config, with_base: bool) -> dict[str, Any]:
 
 def _place(base: BaseModel, name: str) -> list[str | None]:
     """Id, revision and sub-folder of a part of the base model, as diffusers takes them."""
-    source = base.source(name)
+    source = place_at_hand(base.source(name), PARTS[name].required, PARTS[name].weights)
     return [local_path(source.id) if source.is_local else source.id, source.revision, source.subfolder]
