@@ -142,6 +142,14 @@ def short_plan(shape: PlanConfig, schedule: int, fusion_steps: int, refine: bool
     return Plan(schedule, tuple(steps), shape.word_once)
 
 
+def without_subject(config: Config) -> Config:
+    """The configuration that a prompt without S* is drawn by: plain guidance, at the scale of the text."""
+    settings = config.sample
+    scale = settings.text_guidance if has_text(settings) else sum(settings.subject_guidance)
+    own = {"sampler": "cfg", "subject_guidance": (scale,), "weights": None, "areas": None, "references": "one"}
+    return replace(config, sample=replace(settings, **own))
+
+
 def late_plan(plan: Plan, strength: float) -> Plan:
     """The last steps of a plan, for whoever starts from a picture: this part of the exact algorithm's, in (0, 1].
 
@@ -224,14 +232,19 @@ def shape_of(config: Config) -> PlanConfig | None:
     return None if speed == EXACT else getattr(config.plans, speed)
 
 
-def plan_of(config: Config) -> Plan:
-    """What `sample.speed` says, for the sampler of the configuration."""
+def plan_of(config: Config, strength: float = 1.0) -> Plan:
+    """What `sample.speed` says, for the sampler of the configuration.
+
+    Args:
+        config: see above.
+        strength: the part of the steps that is taken; see `late_plan`.
+    """
     settings, shape = config.sample, shape_of(config)
     kind = SAMPLERS[settings.sampler]
     fusion_steps = kind.fusion_steps(settings.fusion_steps)
     if shape is None:
-        return exact_plan(settings.steps, fusion_steps, kind.refinement)
-    return short_plan(shape, settings.steps, fusion_steps, kind.refinement, settings.eta)
+        return late_plan(exact_plan(settings.steps, fusion_steps, kind.refinement), strength)
+    return late_plan(short_plan(shape, settings.steps, fusion_steps, kind.refinement, settings.eta), strength)
 
 
 def lines_of(plan: Plan, costs: Mapping[str, Cost]) -> Iterator[str]:

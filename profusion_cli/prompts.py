@@ -31,6 +31,11 @@ class Prompt:
     pieces: tuple[str | int, ...]
 
     @property
+    def bare(self) -> bool:
+        """No subject is named."""
+        return all(isinstance(piece, str) for piece in self.pieces)
+
+    @property
     def joint(self) -> bool:
         """Several subjects are named within this one prompt (S1*, S2*, ...)."""
         return EACH not in self.pieces and len({p for p in self.pieces if isinstance(p, int)}) > 1
@@ -86,17 +91,18 @@ def placeholder_pattern(placeholder: str) -> re.Pattern[str]:
     return re.compile(rf"{before}{re.escape(stem)}(\d{{0,4}}){star}(?![\w*])")
 
 
-def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -> Prompt:
+def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1, bare: bool = False) -> Prompt:
     """Find the placeholders of a prompt.
 
     Args:
         text: for example "S* in anime style", or "S1* beside S2*".
         placeholder: matched as a token of its own, any number of times.
         subjects: how many subjects there are.
+        bare: a prompt may name none of them.
 
     Raises:
-        InputError: no text in UTF-8, no placeholder, a number with no subject, a subject that is never named, or plain
-            and numbered placeholders mixed.
+        InputError: no text in UTF-8, no placeholder unless it may be bare, a number with no subject, a subject that is
+            never named, or plain and numbered placeholders mixed.
     """
     if not is_text(text):
         raise InputError(f"The prompt '{text}' is not text in UTF-8.", NO_TEXT_HINT)
@@ -113,7 +119,9 @@ def parse_prompt(text: str, placeholder: str = PLACEHOLDER, subjects: int = 1) -
         pieces.append(int(number) - 1 if number else EACH)
         position = match.end()
     pieces.append(text[position:])
-    _check_named({piece for piece in pieces if isinstance(piece, int)}, text, placeholder, subjects)
+    named = {piece for piece in pieces if isinstance(piece, int)}
+    if named or not bare:
+        _check_named(named, text, placeholder, subjects)
     if subjects == 1:
         pieces = [0 if piece == EACH else piece for piece in pieces]
     return Prompt(text, tuple(piece for piece in pieces if piece != ""))

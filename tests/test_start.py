@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_a_late_plan_is_the_end_of_a_plan():
 # --- pictures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [(), ("--sampler", "cfg"), ("--speed", "fast", "--set", "sample.steps=20")])
+@pytest.mark.parametrize("options", [(), ("--sampler", "cfg"), ("--speed", "fast", "--set", "sample.steps=10")])
 def test_the_less_is_drawn_anew_the_more_is_left(subject, painting, tmp_path, options):
     steps = () if "--speed" in options else STEPS
     whole = np.asarray(Image.open(painting).convert("RGB").crop((40, 0, 200, 160)).resize((128, 128))).astype(int)
@@ -107,10 +108,17 @@ def test_outside_of_a_mask_all_stays_as_it_was(subject, painting, mask, tmp_path
     assert abs(found - before)[inside].mean() > 10
 
 
-def test_a_picture_remembers_what_it_was_drawn_over(subject, painting, mask, tmp_path, monkeypatch):
-    monkeypatch.chdir(subject.parent)
+@pytest.fixture
+def beside(subject: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The subject, in the folder of the pictures, where the commands run."""
+    shutil.copy(subject, work)
+    monkeypatch.chdir(work)
+    return work / subject.name
+
+
+def test_a_picture_remembers_what_it_was_drawn_over(beside, painting, mask, tmp_path):
     start = ("--start-from", painting.name, "--inpaint-mask", mask.name, "--strength", 0.6)
-    ok("sample", subject.name, PROMPT, *STEPS, *start, "-o", tmp_path / "x.png")
+    ok("sample", beside.name, PROMPT, *STEPS, *start, "-o", tmp_path / "x.png")
     (entry,) = json.loads(ok("inspect", tmp_path / "x.png", "--json").stdout)["files"]
     assert entry["record"]["start"]["strength"] == 0.6 and "Denoising strength: 0.6" in entry["parameters"]
     assert entry["record"]["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
@@ -127,6 +135,45 @@ def ok_replay(data: bytes, folder: Path) -> str:
     command = ok("inspect", folder / "x.png", "--replay").stdout
     (folder / "x.png").unlink()
     return command
+
+
+PLAIN = "a boat"
+
+
+def test_a_prompt_without_the_subject_is_drawn_by_the_base_model_alone(subject, other_subject, painting, tmp_path):
+    """Whoever the subjects are; and the pictures of S* beside it stay as they are."""
+    start = (*STEPS, "--start-from", painting, "--strength", 0.6)
+    told = ok("sample", subject, PLAIN, PROMPT, *start, "-o", tmp_path / "a").stderr
+    assert f"No subject is named in '{PLAIN}'" in told
+    ok("sample", other_subject, PLAIN, *start, "-o", tmp_path / "b")
+    ok("sample", subject, other_subject, PLAIN, *start, "--areas", "left,right", "-o", tmp_path / "c")
+    ok("sample", subject, PROMPT, *start, "-o", tmp_path / "d")
+    plain, named = (sorted(tmp_path.glob(f"*/*-{name}-0.png")) for name in ("a-boat", "s-at-sea"))
+    assert len(plain) == 3 and len(named) == 2
+    assert len({pixels(path).tobytes() for path in plain}) == 1
+    assert len({path.read_bytes() for path in named}) == 1
+    assert abs(pixels(plain[0]) - pixels(named[0])).max() > 10
+    result = run("sample", subject, PLAIN, *STEPS, "-o", tmp_path / "x.png")
+    assert result.exit_code == 5 and "would not be in the picture" in result.stderr
+
+
+@pytest.mark.parametrize("sampler, scale", [("fusion", 4.0), ("cfg", 3.0), ("fusion-only", 3.0)])
+def test_a_prompt_without_the_subject_follows_its_text_by_plain_guidance(
+    beside, painting, tmp_path, monkeypatch, calls, sampler, scale
+):
+    options = ("--start-from", painting.name, "--sampler", sampler, "--subject-guidance", 3)
+    options += ("--text-guidance", 4) if sampler == "fusion" else ()
+    ok("sample", beside.name, PLAIN, *STEPS, *options, "-o", tmp_path / "x.png")
+    assert calls == {("unet", 2): 6, ("text", 2): 1} or not calls["promptnet", 1]
+    (entry,) = json.loads(ok("inspect", tmp_path / "x.png", "--json").stdout)["files"]
+    record = entry["record"]
+    assert record["sample"]["sampler"] == "cfg" and record["sample"]["subject_guidance"] == [scale]
+    before = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").unlink()
+    ok(*shlex.split(ok_replay(before, tmp_path))[1:])
+    assert (tmp_path / "x.png").read_bytes() == before
+    told = ok("sample", beside.name, PLAIN, *STEPS, *options, "--dry-run").stdout
+    assert "12.0 U" in told and "0 of PromptNet" in told
 
 
 def test_each_subject_is_drawn_over_the_same_picture(subject, other_subject, painting, tmp_path):

@@ -15,7 +15,7 @@ from profusion_cli.config import Config
 from profusion_cli.console import Output, print_result, print_yaml
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import STDIO, check_target, read_source
-from profusion_cli.plans import asked_of, cost_of, late_plan, lines_of, plan_of
+from profusion_cli.plans import asked_of, cost_of, lines_of, plan_of, without_subject
 from profusion_cli.prompts import parse_prompt, placeholder_pattern
 
 if TYPE_CHECKING:
@@ -255,16 +255,24 @@ def plan_remarks(
     """
     from profusion_cli.bundle.kinds import VIEWS_FILE, WORD_FILE
 
-    plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
     learned = all(WORD_FILE not in bundle.files for bundle in bundles)
     shapes = [bundle.shapes(VIEWS_FILE).get("latents_mean") for bundle in bundles if VIEWS_FILE in bundle.files]
     views = [shape[0] for _, shape in filter(None, shapes) if shape]
     seen = max(views, default=1) if config.sample.references == "mean" else 1
+    strength = 1.0 if start is None else start.strength
     costs = {}
     for prompt in prompts:
-        joint = parse_prompt(prompt, config.placeholder, len(bundles)).joint
-        costs[prompt] = cost_of(plan, asked_of(config.sample, scales, joint), learned, seen)
-    return lines_of(plan, costs)
+        parsed = parse_prompt(prompt, config.placeholder, len(bundles), bare=start is not None)
+        if parsed.bare:
+            own = without_subject(config)
+            costs[prompt] = cost_of(
+                plan_of(own, strength), asked_of(own.sample, own.sample.subject_guidance), learned=False
+            )
+        else:
+            costs[prompt] = cost_of(
+                *(plan_of(config, strength), asked_of(config.sample, scales, parsed.joint), learned, seen)
+            )
+    return lines_of(plan_of(config, strength), costs)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from profusion_cli.jobs.lineage import picture_parameters, picture_record
 from profusion_cli.jobs.parents import needs_parent, parents_of
 from profusion_cli.jobs.trust import check_trusted
 from profusion_cli.listener import LIBRARIES, LOGGED, Listener
+from profusion_cli.plans import without_subject
 from profusion_cli.prompts import Prompt, alternatives, foreign_marks, parse_prompt
 from profusion_cli.samplers import subject_weights
 from profusion_cli.starting import Start
@@ -152,7 +153,7 @@ def draw(
 
     Args:
         subjects: as `make_subject` makes them; S* stands for each in turn, and S1*, S2* name them within one prompt.
-        prompts: texts with S*.
+        prompts: texts with S*; over a picture also ones without, which the base model draws alone.
         config: the resolved configuration; its `sample` section decides. None: what the first subject remembers.
         class_word: what every subject is, in place of its own class word.
         promptnet: the PromptNet of the configuration is the one that the subjects' adapters are for; otherwise it is
@@ -172,7 +173,7 @@ def draw(
         raise UsageError(f"'{prompts}' is one prompt, and a list of them is needed.", "Put it into a list.")
     config = _config_of(subjects, config)
     class_words = class_words_of(subjects, config, class_word)
-    parsed = [parse_prompt(text, config.placeholder, len(subjects)) for text in prompts]
+    parsed = [parse_prompt(text, config.placeholder, len(subjects), bare=start is not None) for text in prompts]
     subject_weights(config.sample, len(subjects))
     parents = parents_of(subjects, config, promptnet)
     opened = _opened(subjects, parents, parsed, class_words, config, base, listener, start)
@@ -221,16 +222,19 @@ def _draw(
     start: Start | None,
 ) -> Generator[Picture, None, None]:
     warn_of_marks([prompt.text for prompt in prompts], listener)
+    if bare := next((prompt.text for prompt in prompts if prompt.bare), None):
+        listener.note(f"No subject is named in '{bare}', so the base model draws it alone.")
     with opened as sampler:
         batches = -(-config.sample.num_images // config.sample.batch_size) * len(prompts)
         with listener.progress("Sampling", batches * len(sampler.plan.steps)) as step:
             for drawn in sampler.draw(step):
                 twin = sampler.tokens[drawn.prompt].twin
                 words = [subject.class_word for subject in sampler.subjects]
-                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, config, start)
-                if config.sample.references == "each":
+                own = without_subject(config) if prompts[drawn.prompt].bare else config
+                record = picture_record(prompts[drawn.prompt], twin, drawn.index, subjects, words, own, start)
+                if own.sample.references == "each":
                     record["seen"] = sampler.view_of(drawn.index)
-                parameters = picture_parameters(record, config, drawn.image)
+                parameters = picture_parameters(record, own, drawn.image)
                 yield Picture(drawn.image, drawn.prompt, drawn.index, record, parameters)
 
 

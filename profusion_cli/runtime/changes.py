@@ -193,9 +193,9 @@ def tuned_weights(
     Args:
         parameters: the base UNet's, by name.
         changes: for each subject, by parameter name; may be empty.
-        weights: of the subjects, at least 0, normalised here.
+        weights: of the subjects, at least 0, normalised here; all of them 0: the base UNet itself.
     """
-    total = sum(weights)
+    total = sum(weights) or 1.0
     tuned: dict[str, torch.Tensor] = {}
     for change, weight in zip(changes, weights, strict=True):
         for name, delta in change.items():

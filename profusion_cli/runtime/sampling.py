@@ -17,7 +17,7 @@ from profusion_cli.bundle.kinds import PROMPTNET_FILE, WORD_FILE
 from profusion_cli.config import Config, PromptNetSource
 from profusion_cli.errors import BundleError, InputError
 from profusion_cli.listener import who_hears
-from profusion_cli.plans import late_plan, plan_of
+from profusion_cli.plans import plan_of, without_subject
 from profusion_cli.prompts import Prompt
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.changes import adapted_promptnet, read_changes, tuned_weights
@@ -104,7 +104,8 @@ class Sampler:
         base: the entered base model.
         bundles: subject bundles, at least one.
         class_words: what each subject is.
-        prompts: all prompts of the run; they are tokenised before the UNet is loaded.
+        prompts: all prompts of the run; they are tokenised before the UNet is loaded. One that names no subject is
+            drawn by the base model alone, with plain guidance.
         config: the resolved configuration.
         parents: where the PromptNet is that the adapters of each bundle are for; None: that of the configuration.
         start: what is drawn over; None: nothing.
@@ -131,10 +132,11 @@ class Sampler:
         self._compiled, self._at_once = config.compile, sys.maxsize
         self._offloaded = offloads(config, base.placement, bundles)
         self.concept_prompt = config.concept_prompt
-        self.plan = plan_of(config) if start is None else late_plan(plan_of(config), start.strength)
+        self._start, self._bare, strength = start, without_subject(config), 1.0 if start is None else start.strength
+        self.plan, self._bare_plan = plan_of(config, strength), plan_of(self._bare, strength)
         self.timesteps = timesteps_of(base.scheduler, self.plan.schedule)
         base.size_of(config.sample)  # before anything is loaded
-        self._start, self._beginning = start, None if start is None else self._begun(start)
+        self._beginning = None if start is None else self._begun(start)
         for bundle in bundles:
             check_base(bundle, base, parts_for("draws"))
         self.subjects = [
@@ -181,7 +183,8 @@ class Sampler:
 
     def tokenize(self, prompt: Prompt, class_words: Sequence[str]) -> PromptTokens:
         """A prompt's tokens, with these words in its text twin."""
-        return tokenize(self.base, prompt, self.subjects, class_words, self.settings, self.concept_prompt)
+        settings = self._bare.sample if prompt.bare else self.settings
+        return tokenize(self.base, prompt, self.subjects, class_words, settings, self.concept_prompt)
 
     def view_of(self, index: int) -> int:
         """The number of the photo, from 1, that PromptNet sees for picture j where each sees another."""
@@ -259,11 +262,14 @@ class Sampler:
         self, tokens: PromptTokens, scales: tuple[float, ...], indices: Sequence[int], progress: Callable[[int], None]
     ) -> list[Image.Image]:
         generators = [picture_generator(self.seed, index) for index in indices]
-        subjects = self.subjects
-        if self.settings.references == "each":
+        subjects, settings, plan = self.subjects, self.settings, self.plan
+        if tokens.prompt.bare:
+            subjects, settings, plan = [], self._bare.sample, self._bare_plan
+            scales = settings.subject_guidance
+        elif settings.references == "each":
             subjects = [one.in_turn(indices) if isinstance(one, PromptNetSubject) else one for one in subjects]
         latents = draw_latents(
-            *(self.base, self.unet, subjects, tokens, self.settings, self.plan, scales, generators),
+            *(self.base, self.unet, subjects, tokens, settings, plan, scales, generators),
             *(progress, self._beginning),
         )
         images = self.base.decode(latents)
@@ -280,9 +286,12 @@ class Sampler:
         """
         settings = self.settings
         scales, shares = subject_weights(settings, len(self.subjects))
-        self.weigh(shares)
-        done = 0
+        done, weighed = 0, None
         for number, tokens in enumerate(self.tokens):
+            own = (0.0,) * len(shares) if tokens.prompt.bare else shares
+            if own != weighed:
+                self.weigh(own)
+                weighed = own
             for first in range(0, settings.num_images, settings.batch_size):
                 indices = range(first, min(first + settings.batch_size, settings.num_images))
                 pictures = self.draw_batch(tokens, scales, indices, lambda steps, done=done: progress(done + steps))
