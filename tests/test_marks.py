@@ -18,6 +18,8 @@ from profusion_cli.images.marks import COMPOSITE, SOURCE_TYPE, TRAINED
 from tests.conftest import ok, run
 from tests.test_previews import DRAWN, QUICK
 
+PRETRAIN = ("--preset", "tiny-random", "--steps", 1, "--sample-every", 1, "--set", "pretrain.sample_steps=2")
+SAMPLES = "samples-00000001.png"
 KEY = "Xmp.iptcExt.DigitalSourceType"
 
 
@@ -53,12 +55,13 @@ def pictures(subject: Path, other_subject: Path, photo: Path, work: Path) -> Pat
     drawn = ("--preview-every", 3, "--pictures", folder / "after")
     ok("finetune", photo, *QUICK, *DRAWN, *drawn, "-o", folder / "me.pfz")
     ok("augment", photo, "--preset", "tiny-random", "--views", 1, "-o", folder / "v.pfz", "--save-images", folder / "v")
+    ok("pretrain", photo, *PRETRAIN, "-o", folder / "p.pfz")
     return folder
 
 
 NAMES = (
     *("picture.png", "sheet.png", "way.png", "way.gif", "way.webp"),
-    *("me.preview.png", "after/01-s-in-style-0.png"),
+    *("me.preview.png", "after/01-s-in-style-0.png", f"p.pfz.work/{SAMPLES}"),
 )
 
 
@@ -84,13 +87,15 @@ def test_the_mark_can_be_left_out_and_that_is_told(subject, other_subject, photo
     ok("interpolate", subject, other_subject, "--frames", 2, *given, tmp_path / "x.gif")
     views = ("--views", 1, "--no-mark", "--save-images", tmp_path / "v", "-o", tmp_path / "v.pfz")
     ok("augment", photo, "--preset", "tiny-random", *views)
-    for name in ("x.png", "x.gif", "v/01.png"):
+    ok("pretrain", photo, *PRETRAIN, "--no-mark", "-o", tmp_path / "p.pfz")
+    for name in ("x.png", "x.gif", "v/01.png", f"p.pfz.work/{SAMPLES}"):
         assert told_by(tmp_path / name) is None
     assert "marked: not" in " ".join(ok("inspect", tmp_path / "x.png").stdout.split())
     drawn = ("--draw", "S* at sea", "--set", "sample.steps=2", "--pictures", tmp_path / "d")
     ok("finetune", photo, *QUICK, *drawn, "--no-mark", "-o", tmp_path / "me.pfz")
     assert [told_by(path) for path in (tmp_path / "d").iterdir()] == [None]
     assert run("finetune", photo, *QUICK, "--no-mark", "-o", tmp_path / "y.pfz").exit_code == 2
+    assert run("pretrain", photo, *PRETRAIN, "--sample-every", 0, "--no-mark", "-o", tmp_path / "y.pfz").exit_code == 2
     ok("sample", tmp_path / "me.pfz", "S* at sea", "--steps", 2, "-o", tmp_path / "y.png")
     assert told_by(tmp_path / "y.png") == TRAINED
 

@@ -137,12 +137,11 @@ def _save_images(made: Bundle, paths: list[str], config: Config, force: bool) ->
 
     from profusion_cli.augmentation import read_images, sheet
     from profusion_cli.images import encode_png, parameters_text
-    from profusion_cli.images.marks import COMPOSITE
-    from profusion_cli.jobs.lineage import made_by
+    from profusion_cli.images.marks import COMPOSITE, made_by
 
     common = {"tool": made.manifest["tool"], "inputs": made.manifest["inputs"]}
     record, augmented = made.manifest["augmentation"], read_images(made)
-    marked = {**common, **(made_by(config, COMPOSITE) if record["inpainted"] else {})}
+    marked = {**common, **(made_by(COMPOSITE, config.mark) if record["inpainted"] else {})}
 
     def text_of(seed: int) -> str:
         if not record["inpainted"]:

@@ -19,7 +19,7 @@ CACHE = "cache"
 """The folder of encoded pictures in a work folder, where no other one is named."""
 
 
-@options.takes("pretrain", "class_word", "base.id", *options.MACHINE)
+@options.takes("pretrain", "class_word", "base.id", *options.MACHINE, "mark")
 def pretrain(
     images: Annotated[
         list[str],
@@ -78,6 +78,8 @@ def pretrain(
     if resume and flags.get("seed") == RANDOM_SEED:
         raise UsageError("--seed -1 would go on with another seed.", "Give the one that was told before.")
     config = configure(preset, None, flags, settings, output)
+    if "mark" in flags and config.pretrain.sample_every == 0:
+        raise UsageError("--no-mark has no effect without sample sheets.", "Leave it out, or add --sample-every N.")
     if not work:
         if target == STDIO:
             raise UsageError("'-o -' leaves no name for the work folder.", "Name one with --work DIR.")

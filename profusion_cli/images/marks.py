@@ -37,6 +37,11 @@ _GIF_TRAILER = bytes([0x01, *range(0xFF, -1, -1), 0x00])
 """What ends the packet for programs that read it as sub-blocks (XMP specification, part 3, section 1.1.2)."""
 
 
+def made_by(source_type: str, wanted: bool) -> dict[str, str]:
+    """What a record says of who has made its picture, unless that is not wanted."""
+    return {SOURCE_TYPE: source_type} if wanted else {}
+
+
 def packet_of(record: dict[str, Any]) -> str | None:
     """The XMP packet of a picture with this record; None: it is not marked."""
     source_type = record.get(SOURCE_TYPE)

@@ -13,7 +13,7 @@ from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
 from profusion_cli.config import Config
 from profusion_cli.images import parameters_text, public_id
-from profusion_cli.images.marks import COMPOSITE, SOURCE_TYPE, TRAINED
+from profusion_cli.images.marks import COMPOSITE, TRAINED, made_by
 from profusion_cli.plans import EXACT, plan_of, shape_of
 from profusion_cli.prompts import Prompt, parse_prompt
 from profusion_cli.samplers import SAMPLERS
@@ -61,7 +61,7 @@ def picture_record(
         **({"class_word": class_words[0]} if len(set(class_words)) == 1 else {}),
         "placeholder": config.placeholder,
         **({} if start is None else {"start": start.record()}),
-        **made_by(config, COMPOSITE if start is not None and start.mask is not None else TRAINED),
+        **made_by(COMPOSITE if start is not None and start.mask is not None else TRAINED, config.mark),
     }
 
 
@@ -87,14 +87,9 @@ def preview_record(
         "finetune": config.as_dict()["finetune"],
         "previews": list(times),
         **_drawn_by(config),
-        **made_by(config, TRAINED),
+        **made_by(TRAINED, config.mark),
         "pictures": [{**one, "seed": config.seed} for one in each],
     }
-
-
-def made_by(config: Config, source_type: str) -> dict[str, str]:
-    """What a record says of who has made its picture, unless that is not wanted."""
-    return {SOURCE_TYPE: source_type} if config.mark else {}
 
 
 def _drawn_by(config: Config) -> dict[str, Any]:

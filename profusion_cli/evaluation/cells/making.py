@@ -23,8 +23,7 @@ from profusion_cli.evaluation.cells.work import Meter
 from profusion_cli.evaluation.folder import CELL_FILE, words_of
 from profusion_cli.evaluation.study.schema import BASE, DESCRIBED, DRAWN, SUBJECT, TWO, Method, Study, digest
 from profusion_cli.files import atomic_output, write_json
-from profusion_cli.images.marks import TRAINED, png_info
-from profusion_cli.jobs.lineage import made_by
+from profusion_cli.images.marks import TRAINED, made_by, png_info
 from profusion_cli.pace import clock
 from profusion_cli.runtime.backbone import BaseModel, quiet_libraries
 from profusion_cli.runtime.device import compiling, repeatable, resolve_placement
@@ -229,7 +228,7 @@ def save_pictures(cell: Cell, draw: Draw, origin: Mapping[str, Any], progress: C
     (cell.folder / CELL_FILE).unlink(missing_ok=True)
     for left in cell.folder.glob("*.png"):
         left.unlink()
-    pictures, mark = [], {} if cell.method.kind == DRAWN else made_by(cell.config, TRAINED)
+    pictures, mark = [], {} if cell.method.kind == DRAWN else made_by(TRAINED, cell.config.mark)
     for text, group in groupby(cell.jobs, lambda job: job[0]):
         indices = [index for _, index in group]
 

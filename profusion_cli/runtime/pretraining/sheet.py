@@ -8,7 +8,7 @@ from typing import Any
 
 from profusion_cli import __version__
 from profusion_cli.images import contact_sheet, encode_png, parameters_text, public_id
-from profusion_cli.images.marks import SOURCE_TYPE, TRAINED
+from profusion_cli.images.marks import TRAINED, made_by
 from profusion_cli.mappings import plain
 from profusion_cli.plans import exact_plan
 from profusion_cli.prompts import Prompt, parse_prompt
@@ -67,5 +67,5 @@ def _record(trainer: Trainer, prompt: Prompt, settings: SampleConfig, number: in
         "base": {**known, "id": public_id(known["id"])},
         "pretrain": {"step": number},
         "sample": plain(asdict(settings)),
-        SOURCE_TYPE: TRAINED,
+        **made_by(TRAINED, config.mark),
     }
