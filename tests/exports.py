@@ -1,7 +1,7 @@
 """What exports of face-world subjects keep, drawn by diffusers' own pipeline and judged as a study's pictures are.
 
-`python -m tests.exports RUN METHOD BUNDLES`: pictures of one method of a finished study again, by LoRA and embedding
-of its subjects' bundles, beside those of the study itself.
+`python -m tests.exports RUN METHOD BUNDLES [WAY...]`: pictures of one method of a finished study again, by what is
+exported of its subjects' bundles (`WAYS`, or some of them), beside those of the study itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from profusion_cli.bundle import Bundle, read_bundle
 from profusion_cli.config import build_config
@@ -30,8 +31,10 @@ from profusion_cli.runtime.backbone import BaseModel
 from profusion_cli.runtime.device import resolve_placement
 
 COLUMNS = ("adherence", "identity", "copying", "details", "structure")
-STEPS = 50
-WAYS = {"embedding": ("embedding",), "lora": ("lora",), "lora and embedding": ("lora", "embedding")}
+STEPS, GUIDANCE_SCALE = 50, 4.0
+NAMES = ("embedding", "lora", "lora and embedding", "lora-full", "lora-full and embedding")
+WAYS = {name: tuple(name.split(" and ")) for name in NAMES}
+ENDS = {"weight": ".diff", "bias": ".diff_b"}
 
 
 def stock(base: BaseModel) -> StableDiffusionPipeline:
@@ -45,7 +48,23 @@ def stock(base: BaseModel) -> StableDiffusionPipeline:
     return pipe
 
 
-def drawn(cell: Cell, bundle: Bundle, way: tuple[str, ...], guidance_scale: float) -> Iterator[Image.Image]:
+def add_differences(unet: UNet2DConditionModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Add whole differences to a UNet's parameters as ComfyUI does, `.diff` to weights and `.diff_b` to biases.
+
+    Raises:
+        KeyError: a tensor that is of no parameter.
+    """
+    left = dict(tensors)
+    for name, parameter in unet.named_parameters():
+        module, _, kind = name.rpartition(".")
+        difference = left.pop(f"lora_unet_{module.replace('.', '_')}{ENDS[kind]}", None)
+        if difference is not None:
+            parameter.data += difference
+    if left:
+        raise KeyError(f"of no parameter: {', '.join(left)}")
+
+
+def drawn(cell: Cell, bundle: Bundle, way: tuple[str, ...]) -> Iterator[Image.Image]:
     """A cell's pictures by what is exported of its subject."""
     config = build_config(remembered_config(bundle))
     with BaseModel(config.base, resolve_placement("cpu", "float32", training=False)) as base:
@@ -54,28 +73,31 @@ def drawn(cell: Cell, bundle: Bundle, way: tuple[str, ...], guidance_scale: floa
         for to in way:
             path = Path(folder) / f"{to}.safetensors"
             path.write_bytes(export_file(bundle, config, to).data)
-            (pipe.load_textual_inversion if to == "embedding" else pipe.load_lora_weights)(str(path))
+            if to == "lora-full":
+                add_differences(pipe.unet, load_file(path))
+            else:
+                (pipe.load_textual_inversion if to == "embedding" else pipe.load_lora_weights)(str(path))
     for picture in cell.made["pictures"]:
         prompt = parse_prompt(picture["prompt"])
         text = prompt.text if "embedding" in way else prompt.twin([config.class_word])
         generator = torch.Generator().manual_seed(cell.config.seed + picture["index"])
         side = {"height": config.base.resolution, "width": config.base.resolution}
-        drawing = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, "generator": generator}
+        drawing = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "generator": generator}
         yield pipe(text, **side, **drawing).images[0]
 
 
-def main(folder: str, method: str, bundles: str, guidance_scale: str = "4") -> None:
+def main(folder: str, method: str, bundles: str, *ways: str) -> None:
     run = Run(Path(folder), read_study(str(Path(folder) / "study.yaml")))
     cells = [cell for cell in run.cells(run.study.methods) if cell.method.name == method and cell.made]
     wanted = {sha256 for cell in cells for sha256 in cell.made["bundles"]}
     read = (read_bundle(path.read_bytes(), path.name) for path in sorted(Path(bundles).rglob("*.pfz")))
     known = {bundle.sha256: bundle for bundle in read if bundle.sha256 in wanted}
-    judges, scores = FaceWorldJudges({}, torch.device("cpu")), {way: [] for way in ("profusion", *WAYS)}
+    judges, scores = FaceWorldJudges({}, torch.device("cpu")), {way: [] for way in ("profusion", *(ways or WAYS))}
     for cell in cells:
         judged = run.jury._judged(cell, cell.subject)
         scores["profusion"].append(judges.score(judged))
-        for way, exports in WAYS.items():
-            pictures = drawn(cell, known[cell.made["bundles"][0]], exports, float(guidance_scale))
+        for way in ways or WAYS:
+            pictures = drawn(cell, known[cell.made["bundles"][0]], WAYS[way])
             found = [replace(item, picture=picture) for item, picture in zip(judged, pictures, strict=True)]
             scores[way].append(judges.score(found))
             if cell is cells[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from profusion_cli.runtime.exports import merging
 from profusion_cli.runtime.exports.kohya import difference_tensors, lora_tensors, module_name
 from profusion_cli.runtime.exports.stock import pipeline, promptnet
 from tests.conftest import ok, run
+from tests.exports import add_differences
 
 PROMPT = "S* in style"
 NAMED = ("model_index.json", "pipeline.py", "profusion.json", "promptnet")
@@ -210,13 +212,7 @@ def test_whole_differences_are_all_there(subject, unet, tmp_path):
     ok("export", subject, "--to", "lora-full", "--save-dtype", "float32", "-o", tmp_path / "full.safetensors")
     tensors = load_file(tmp_path / "full.safetensors")
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    ends = {".weight": ".diff", ".bias": ".diff_b"}
-    for name, parameter in unet.named_parameters():
-        module, _, kind = name.rpartition(".")
-        key = f"lora_unet_{module.replace('.', '_')}{ends['.' + kind]}"
-        if key in tensors:
-            parameter.data += tensors.pop(key)
-    assert not tensors
+    add_differences(unet, tensors)
     found = predicted(unet)
     unet.load_state_dict(before)
     assert off(found, changed(unet, subject)) < 1e-6
@@ -274,7 +270,7 @@ def test_the_code_is_the_runtimes_own(module):
     assert "profusion_cli" not in {name.partition(".")[0] for name in _imported(text)}
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assert any(ast.unparse(node) == found for found in _defined(node.name)), node.name
+            assert ast.unparse(node) in _definitions()[node.name], node.name
 
 
 def _imported(text: str) -> set[str]:
@@ -284,11 +280,15 @@ def _imported(text: str) -> set[str]:
     return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
-def _defined(name: str) -> list[str]:
-    """What this package defines by a name."""
-    root = Path(merging.__file__).parents[2]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in root.rglob("*.py")]
-    return [ast.unparse(node) for tree in trees for node in tree.body if getattr(node, "name", None) == name]
+@functools.cache
+def _definitions() -> dict[str, list[str]]:
+    """What this package defines, by its names."""
+    found: dict[str, list[str]] = {}
+    for path in Path(merging.__file__).parents[2].rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.setdefault(node.name, []).append(ast.unparse(node))
+    return found
 
 
 def test_code_that_cannot_be_merged_is_refused(tmp_path, monkeypatch):
