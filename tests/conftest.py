@@ -84,10 +84,12 @@ def prepare_for_commands() -> None:
     """What makes many commands in one process quick.
 
     Models of random weights and their tokenizer are built once, and copied quickly; and the garbage collector, which
-    every command calls, does not look at the libraries' own objects each time.
+    every command calls several times, looks at nothing that is older than the command.
     """
     from profusion_cli.runtime import backbone, inpaint, random_base, sampling, training  # noqa: F401
 
+    gc.collect()
+    gc.freeze()
     build = random_base.random_models
     if hasattr(build, "__wrapped__"):
         return  # it is done, perhaps by this file under the other name that pytest imports it by
@@ -105,8 +107,6 @@ def prepare_for_commands() -> None:
 
     random_base.random_models = built
     random_base.clip_tokenizer = functools.cache(random_base.clip_tokenizer)
-    gc.collect()
-    gc.freeze()
 
 
 def run(*arguments: object, **options: object) -> Result:

@@ -28,7 +28,7 @@ from profusion_cli.runtime.weights import pack
 from tests.conftest import ok, run
 
 TUNED = ("--preset", "tiny-random", "--train", "lora", "--no-augment", "--steps", 2, "--lr", "1e-3", "--rank", 4)
-DRAWN = ("S* in style", "--steps", 10)
+DRAWN = ("S* in style", "--steps", 3)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_another_parent_is_refused(adapted, photo, tmp_path):
 
 def test_a_way_leads_from_adapters_to_whole_weights(adapted, parent, other_subject, tmp_path):
     ok(
-        *("interpolate", adapted, other_subject, DRAWN[0], "--steps", 10, "--frames", 3, "--promptnet", parent),
+        *("interpolate", adapted, other_subject, DRAWN[0], "--steps", 3, "--frames", 3, "--promptnet", parent),
         "-o",
         tmp_path / "w.png",
     )

@@ -78,7 +78,7 @@ def test_a_subject_becomes_smaller_and_says_what_that_costs(tuned, parent, tmp_p
         assert read_bundle(tuned.read_bytes(), "x").sha256 in bundle.manifest["parents"]
         errors[rank] = told["error"]
     assert errors[1] > errors[4] > errors[16] > 0
-    ok("sample", tmp_path / "4.pfz", "S* in style", "--steps", 10, "-o", tmp_path / "x.png")
+    ok("sample", tmp_path / "4.pfz", "S* in style", "--steps", 3, "-o", tmp_path / "x.png")
     between = (errors[4] + errors[16]) / 2
     arguments = ("compress", tuned, "--promptnet", parent, "--error", between, "-o", tmp_path / "e.pfz", "--json")
     found = json.loads(ok(*arguments).stdout)
@@ -102,7 +102,7 @@ def test_promptnet_may_stay_whole(tuned, tmp_path):
     ok("compress", tuned, "--rank", 4, "--self-contained", "-o", target)
     bundle = read_bundle(target.read_bytes(), target.name)
     assert {PROMPTNET_FILE, ADAPTERS_FILE} <= set(bundle.files) and UNET_FILE not in bundle.files
-    ok("sample", target, "S* in style", "--steps", 10, "-o", tmp_path / "x.png")
+    ok("sample", target, "S* in style", "--steps", 3, "-o", tmp_path / "x.png")
 
 
 def test_an_ordinary_words_unet_becomes_smaller(photo, tmp_path):
@@ -111,10 +111,10 @@ def test_an_ordinary_words_unet_becomes_smaller(photo, tmp_path):
     ok("finetune", photo, "--preset", "tiny-random", *options, "--steps", 1, "-o", whole_path)
     ok("compress", whole_path, "--rank", 4, "-o", small)
     assert set(read_bundle(small.read_bytes(), "small.pfz").files) == {WORD_FILE, ADAPTERS_FILE}
-    ok("sample", small, "S* in style", "--steps", 10, "-o", tmp_path / "x.png")
+    ok("sample", small, "S* in style", "--steps", 3, "-o", tmp_path / "x.png")
 
 
-def test_what_cannot_be_compressed_is_told(tuned, parent, tmp_path):
+def test_what_cannot_be_compressed_is_told(tuned, parent, photo, tmp_path):
     target = tmp_path / "x.pfz"
     both = run("compress", tuned, "--rank", 4, "--error", 0.1, "-o", target)
     assert both.exit_code == 2 and "--error" in both.stderr
@@ -124,7 +124,7 @@ def test_what_cannot_be_compressed_is_told(tuned, parent, tmp_path):
     lost = run("compress", tuned, "--rank", 4, "-o", target)
     assert lost.exit_code == 8 and "--promptnet" in lost.stderr
     wrong = tmp_path / "wrong.pfz"
-    ok("pretrain", parent.parent / "face.png", "--preset", "tiny-random", "--steps", 1, "--seed", 9, "-o", wrong)
+    ok("pretrain", photo, "--preset", "tiny-random", "--steps", 1, "--seed", 9, "-o", wrong)
     other = run("compress", tuned, "--rank", 4, "--promptnet", wrong, "-o", target)
     assert other.exit_code == 4 and "wrong.pfz" in other.stderr
     ok("compress", tuned, "--rank", 4, "--promptnet", parent, "-o", target)

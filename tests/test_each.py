@@ -18,7 +18,7 @@ from profusion_cli.runtime.inpaint import InpaintingModel
 from profusion_cli.runtime.keeping import KeptBase
 from tests.conftest import draw_photo, ok, run
 
-QUICK = ("--preset", "tiny-random", "--steps", 1, "--lr", "1e-3", "--set", "sample.steps=10")
+QUICK = ("--preset", "tiny-random", "--steps", 1, "--lr", "1e-3", "--set", "sample.steps=3")
 DRAWN = ("S* in style", "S* at sea")
 
 
@@ -81,11 +81,11 @@ def test_what_is_wrong_with_all_stops_at_the_first(photos, tmp_path):
 
 
 def test_each_subject_is_drawn_as_it_is_alone(subject, other_subject, loads, tmp_path):
-    arguments = ("sample", subject, other_subject, *DRAWN, "--steps", 10)
+    arguments = ("sample", subject, other_subject, *DRAWN, "--steps", 3)
     ok(*arguments, "--each", "-o", tmp_path / "each")
     assert set(loads.values()) == {1}
     for one in (subject, other_subject):
-        ok("sample", one, *DRAWN, "--steps", 10, "-o", tmp_path / one.stem)
+        ok("sample", one, *DRAWN, "--steps", 3, "-o", tmp_path / one.stem)
         names = sorted(path.name for path in (tmp_path / one.stem).iterdir())
         assert names == sorted(path.name for path in (tmp_path / "each" / one.stem).iterdir()) and len(names) == 2
         for name in names:

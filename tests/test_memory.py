@@ -121,7 +121,7 @@ def test_no_memory_for_encoding_is_told(photo, tmp_path, monkeypatch):
 
 def test_fewer_pictures_are_drawn_at_once(subject, tmp_path, monkeypatch):
     """The same pictures, since each has noise of its own; and half as many at once from then on."""
-    drawn = ("S* in style", "S* at sea", "-n", 4, "--batch-size", 4, "--steps", 10)
+    drawn = ("S* in style", "S* at sea", "-n", 4, "--batch-size", 4, "--steps", 3)
     ok("sample", subject, *drawn, "-o", tmp_path / "enough")
     asked = fails_above(monkeypatch, UNet2DConditionModel, "forward", 2 * 3)
     result = ok("sample", subject, *drawn, "-o", tmp_path / "little")
@@ -136,6 +136,6 @@ def test_fewer_pictures_are_drawn_at_once(subject, tmp_path, monkeypatch):
 
 def test_no_memory_for_decoding_one_picture_is_told(subject, tmp_path, monkeypatch):
     fails_above(monkeypatch, AutoencoderKL, "decode", 0)
-    result = run("sample", subject, "S* in style", "--steps", 10, "-o", tmp_path / "x.png")
+    result = run("sample", subject, "S* in style", "--steps", 3, "-o", tmp_path / "x.png")
     assert result.exit_code == 6 and "--batch-size" in result.stderr
     assert not list(tmp_path.iterdir())
