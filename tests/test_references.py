@@ -52,7 +52,8 @@ def test_each_picture_sees_the_next_photo(many, tmp_path, batch):
 
 def test_one_photo_is_its_own_mean(subject, tmp_path):
     for kind in ("one", "mean", "each"):
-        ok("sample", subject, PROMPT, *STEPS, "--references", kind, "-o", tmp_path / f"{kind}.png")
+        told = ok("sample", subject, PROMPT, *STEPS, "--references", kind, "-o", tmp_path / f"{kind}.png").stderr
+        assert ("--references changes nothing" in told) == (kind != "one")
     assert abs(pixels(tmp_path / "one.png") - pixels(tmp_path / "mean.png")).max() <= 1
     assert (pixels(tmp_path / "one.png") == pixels(tmp_path / "each.png")).all()
 

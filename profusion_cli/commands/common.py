@@ -237,6 +237,14 @@ def print_config(config: Config, remarks: Iterable[str] = ()) -> None:
         print_result(f"# {remark}")
 
 
+def views_of(bundle: Bundle) -> int:
+    """How many reference views a subject has, at least 1."""
+    from profusion_cli.bundle.kinds import VIEWS_FILE
+
+    found = bundle.shapes(VIEWS_FILE).get("latents_mean") if VIEWS_FILE in bundle.files else None
+    return found[1][0] if found and found[1] else 1
+
+
 def plan_remarks(
     config: Config,
     bundles: Sequence[Bundle],
@@ -253,12 +261,10 @@ def plan_remarks(
         scales: guidance scale of each subject in a picture.
         start: what they are drawn over.
     """
-    from profusion_cli.bundle.kinds import VIEWS_FILE, WORD_FILE
+    from profusion_cli.bundle.kinds import WORD_FILE
 
     learned = all(WORD_FILE not in bundle.files for bundle in bundles)
-    shapes = [bundle.shapes(VIEWS_FILE).get("latents_mean") for bundle in bundles if VIEWS_FILE in bundle.files]
-    views = [shape[0] for _, shape in filter(None, shapes) if shape]
-    seen = max(views, default=1) if config.sample.references == "mean" else 1
+    seen = max(map(views_of, bundles)) if config.sample.references == "mean" else 1
     strength = 1.0 if start is None else start.strength
     costs = {}
     for prompt in prompts:

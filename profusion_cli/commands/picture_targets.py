@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from profusion_cli.bundle import Bundle
-from profusion_cli.commands.common import check_apart, check_suffix, decode
+from profusion_cli.commands.common import check_apart, check_suffix, decode, views_of
 from profusion_cli.config import Config
 from profusion_cli.console import Output
 from profusion_cli.errors import UsageError
@@ -149,16 +149,21 @@ def references(bundles: Sequence[Bundle]) -> list[tuple[str, Image.Image]]:
     return [(name, view) for name, view in views if view is not None]
 
 
-def check_references(bundles: Iterable[Bundle], flags: dict[str, Any]) -> None:
-    """Somebody sees the photos.
+def check_references(bundles: Iterable[Bundle], flags: dict[str, Any], output: Output) -> None:
+    """Somebody sees the photos; that there is one of each subject is told.
 
     Raises:
         UsageError: every S* is an ordinary word.
     """
     from profusion_cli.bundle.kinds import WORD_FILE
 
-    if "sample.references" in flags and all(WORD_FILE in bundle.files for bundle in bundles):
+    if flags.get("sample.references", "one") == "one":
+        return
+    learned = [bundle for bundle in bundles if WORD_FILE not in bundle.files]
+    if not learned:
         raise UsageError("--references has no effect on an S* that is an ordinary word.", "Leave it out.")
+    if max(map(views_of, learned)) == 1:
+        output.note("There is one photo of each subject, so --references changes nothing.")
 
 
 def check_best(best: int | None, configs: Iterable[Config], subjects: int, score: str | None) -> None:

@@ -194,9 +194,8 @@ def sample(
     if not entries:
         raise UsageError("There is no prompt.", 'Add one, such as "S* in anime style", or --prompts FILE.')
     if best is not None and (score is None or each):
-        raise UsageError(
-            f"--best {'cannot be had with --each' if each else 'has no effect without --score'}.", "Leave it out."
-        )
+        reason = "cannot be had with --each" if each else "has no effect without --score"
+        raise UsageError(f"--best {reason}.", "Leave it out." if each else "Add --score JUDGE, or leave it out.")
     if each:
         if score is not None:
             raise UsageError("--score and --each exclude one another.", "Draw the subjects one by one.")
@@ -209,7 +208,7 @@ def sample(
     bundles = [open_bundle(source, "subject") for source in sources]
     config = configure(preset, remembered_config(bundles[0]), flags, settings, output)
     check_useful(config, flags)
-    check_references(bundles, flags)
+    check_references(bundles, flags, output)
     named, word = names_promptnet(flags, settings), flags.get("class_word")
     check_whole(texts, config.placeholder)
     groups = grouped([(entry.text, entry.config(config)) for entry in entries])
