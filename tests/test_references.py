@@ -67,3 +67,11 @@ def test_the_cost_of_the_mean_is_told(many):
 def test_a_way_has_no_turns(many, subject, tmp_path):
     given = ("--frames", 2, *STEPS, "--references", "each", "-o", tmp_path / "x.png")
     assert run("interpolate", many, subject, PROMPT, *given).exit_code == 2
+
+
+def test_a_picture_that_saw_several_photos_has_no_command(many, subject, tmp_path):
+    """Of which subjects have unequal numbers: `sample.reference` is one for all of them."""
+    both = ("S1* by S2*", *STEPS, "-n", 2, "--references", "each", "-o", tmp_path / "p")
+    ok("sample", many, subject, *both)
+    _, second = sorted((tmp_path / "p").iterdir())
+    assert run("inspect", second, "--replay").exit_code == 5

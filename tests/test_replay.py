@@ -30,6 +30,11 @@ SINGLE = (
 CASES = {
     "a picture": ("sample", ["me"], "S* at sea", (*SINGLE, "--sampler", "fusion-only"), "x.png"),
     "by a plan": ("sample", ["me"], "S* at sea", (*QUICKLY, "--no-mark"), "x.png"),
+    "by a concept": (
+        *("sample", ["me"], "S* at sea"),
+        ("--steps", 2, "--subject-prompt", "concept", "--set", "concept_prompt=S* at noon"),
+        "x.png",
+    ),
     "of two": ("sample", ["me", "you"], "S1* by S2*", ("--steps", 2, "--weights", "0.7,0.3"), "x.png"),
     "a way": ("interpolate", ["me", "you"], "S* at sea", ("--steps", 2, "--frames", 3), "x.gif"),
     "a strip": ("interpolate", ["me", "you"], "S* at sea", ("--steps", 2, "--frames", 2), "x.png"),

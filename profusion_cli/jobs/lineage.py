@@ -60,6 +60,7 @@ def picture_record(
         **_drawn_by(config),
         **({"class_word": class_words[0]} if len(set(class_words)) == 1 else {}),
         "placeholder": config.placeholder,
+        "concept_prompt": config.concept_prompt,
         **({} if start is None else {"start": start.record()}),
         **made_by(COMPOSITE if start is not None and start.mask is not None else TRAINED, config.mark),
     }

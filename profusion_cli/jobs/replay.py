@@ -89,19 +89,16 @@ def _options(record: Mapping[str, Any], command: str, shares: Sequence[float] | 
     if shares is not None:
         settings["sample.weights"] = shares
     if "seen" in record and "pictures" not in record:
+        if record["seen"] is None:
+            raise ValueError("one number is the photo of every subject")
         settings |= {"sample.references": "one", "sample.reference": record["seen"]}
-    settings |= {key: record[key] for key in ("class_word", "placeholder") if key in record}
+    settings |= {key: record[key] for key in ("class_word", "placeholder", "concept_prompt") if key in record}
     for name, value in settings.items():
         key = all_keys()[name]
-        text = _text(value)
-        if key.hint is str:  # which says anything
-            yield f"{key.flag}={text}"
+        if key.hint is str and key.flag:  # which says anything
+            yield f"{key.flag}={value}"
         else:
-            yield from ("--set", f"{name}={text}")
+            one_of_few = isinstance(value, str) and key.hint is not str
+            yield from ("--set", f"{name}={value if one_of_few else json.dumps(value)}")
     if SOURCE_TYPE not in record:
         yield "--no-mark"
-
-
-def _text(value: Any) -> str:
-    """A value as options and `--set` take it."""
-    return value if isinstance(value, str) else json.dumps(value)

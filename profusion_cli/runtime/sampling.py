@@ -186,10 +186,11 @@ class Sampler:
         settings = self._bare.sample if prompt.bare else self.settings
         return tokenize(self.base, prompt, self.subjects, class_words, settings, self.concept_prompt)
 
-    def view_of(self, index: int) -> int:
-        """The number of the photo, from 1, that PromptNet sees for picture j where each sees another."""
+    def view_of(self, index: int) -> int | None:
+        """The number of the photo, from 1, that PromptNet sees for picture j where each sees another; None: it differs
+        from subject to subject."""
         counts = [len(one.ref_latents) for one in self.subjects if isinstance(one, PromptNetSubject)]
-        return index % max(counts, default=1) + 1
+        return index % max(counts, default=1) + 1 if len(set(counts)) < 2 else None
 
     def warnings(self) -> list[str]:
         """What the user should know before the pictures are drawn."""
