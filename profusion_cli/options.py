@@ -16,6 +16,18 @@ from profusion_cli.settings import AUGMENTATION, CONFIGURATION, OUTPUT
 
 MACHINE = ("device", "dtype", "seed", "deterministic")
 """Keys that every command that computes takes."""
+DRAWING = (
+    "sample",
+    "placeholder",
+    "class_word",
+    "base.id",
+    "promptnet.weights",
+    *MACHINE,
+    "compile",
+    "offload",
+    "mark",
+)
+"""Keys that a command takes which draws finished subjects."""
 
 PHOTO_LIMITS = "at most 100 megapixels, or 50 as WebP, TIFF, AVIF or JPEG 2000"
 """Of `profusion_cli.images.opening`, in words."""

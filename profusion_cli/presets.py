@@ -201,10 +201,10 @@ def resolve_config(
     if any("weights" in (layer.get("promptnet") or {}) for layer in (set_by_key, given) if _has_section(layer)):
         # the preset's pin belongs to the preset's weights
         lower = merge(lower, {"promptnet": {"revision": None, "sha256": None, "note": ""}})
-    own_base = merge(set_by_key, given).get("base")
+    chosen = merge(set_by_key, given)
+    own_base, explicit = chosen.get("base"), chosen.get("sample")
     if isinstance(own_base, Mapping) and own_base.keys() & {"id", "revision"} and "mirror" not in own_base:
         lower = merge(lower, {"base": {"mirror": None}})  # it holds what the preset's base model is
-    explicit = merge(set_by_key, given).get("sample")
     if isinstance(explicit, Mapping) and "speed" not in explicit and explicit.keys() & EXACT_KEYS:
         lower = merge(lower, {"sample": {"speed": EXACT}})
     lower = merge(lower, set_by_key)

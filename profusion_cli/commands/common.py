@@ -269,15 +269,9 @@ def plan_remarks(
     costs = {}
     for prompt in prompts:
         parsed = parse_prompt(prompt, config.placeholder, len(bundles), bare=start is not None)
-        if parsed.bare:
-            own = without_subject(config)
-            costs[prompt] = cost_of(
-                plan_of(own, strength), asked_of(own.sample, own.sample.subject_guidance), learned=False
-            )
-        else:
-            costs[prompt] = cost_of(
-                *(plan_of(config, strength), asked_of(config.sample, scales, parsed.joint), learned, seen)
-            )
+        own = without_subject(config) if parsed.bare else config
+        asked = asked_of(own.sample, own.sample.subject_guidance if parsed.bare else scales, parsed.joint)
+        costs[prompt] = cost_of(plan_of(own, strength), asked, learned and not parsed.bare, seen)
     return lines_of(plan_of(config, strength), costs)
 
 

@@ -56,6 +56,7 @@ class ContactSheet:
     def save(self, credentials: Credentials | None) -> None:
         """Write it, with the record of its first picture, and what each one is of its own; signed by what there is."""
         from profusion_cli.images import contact_sheet, encode_png
+        from profusion_cli.images.credentials import signed
 
         whole = contact_sheet(list(self.rows.values()), self.references, SHEET_CELL)
         first = self.pictures[0]
@@ -64,4 +65,4 @@ class ContactSheet:
         record = {**first.record, **({"mixed": True} if mixed else {}), "pictures": each}
         data = encode_png(whole, first.parameters, record)
         with atomic_output(self.path, self.force) as file:
-            file.write(data if credentials is None else credentials.sign(data, self.path, first.record))
+            file.write(signed(data, self.path, first.record, credentials))

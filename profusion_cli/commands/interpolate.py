@@ -35,17 +35,7 @@ BETWEEN = (0.5, 0.5)
 
 
 @options.takes(
-    *(
-        "sample",
-        "placeholder",
-        "class_word",
-        "base.id",
-        "promptnet.weights",
-        *options.MACHINE,
-        "compile",
-        "offload",
-        "mark",
-    ),
+    *options.DRAWING,
     without=("sample.num_images", "sample.batch_size", "sample.weights", "sample.areas"),
 )
 def interpolate(
@@ -93,6 +83,7 @@ def interpolate(
     the values of its preset, which take the place of the defaults below.
     """
     from profusion_cli.commands.picture_targets import check_useful, plan_frames, references
+    from profusion_cli.images.credentials import signed
     from profusion_cli.jobs.configuration import configure, remembered_config
     from profusion_cli.jobs.parents import names_promptnet
     from profusion_cli.jobs.pictures import check_way, draw_way
@@ -129,7 +120,7 @@ def interpolate(
     if paths == [target]:
         data = _one_file(drawn, target, fps, ends if len(ends) == len(bundles) else None)
         with atomic_output(target, force) as file:
-            file.write(data if credentials is None else credentials.sign(data, target, drawn[0].record))
+            file.write(signed(data, target, drawn[0].record, credentials))
         if target != STDIO:
             output.line(target)
     output.record({"paths": paths, "frames": frames, "weights": [picture.record["weights"] for picture in drawn]})

@@ -45,17 +45,7 @@ START = "Start from a picture"
 SCORES = "Scores"
 
 
-@options.takes(
-    "sample",
-    "placeholder",
-    "class_word",
-    "base.id",
-    "promptnet.weights",
-    *options.MACHINE,
-    "compile",
-    "offload",
-    "mark",
-)
+@options.takes(*options.DRAWING)
 def sample(
     arguments: Annotated[
         list[str],

@@ -77,6 +77,11 @@ class Credentials:
         return out.getvalue()
 
 
+def signed(data: bytes, target: str, record: Mapping[str, Any], credentials: Credentials | None) -> bytes:
+    """A picture's file with its credentials, as `Credentials.sign`; without any, as it is."""
+    return data if credentials is None else credentials.sign(data, target, record)
+
+
 def manifest_of(record: Mapping[str, Any], title: str, mime: str) -> dict[str, Any]:
     """What is signed."""
     made_of = {}

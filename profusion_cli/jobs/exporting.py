@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from profusion_cli import __version__
 from profusion_cli.bundle import Bundle
 from profusion_cli.bundle.kinds import ADAPTERS_FILE, UNET_FILE, WORD_FILE
-from profusion_cli.config import Config
+from profusion_cli.config import Config, PromptNetSource
 from profusion_cli.errors import BundleError, OutputError, UsageError
 from profusion_cli.folders import MARK
 from profusion_cli.images import public_id
@@ -76,15 +76,16 @@ class ExportedFile:
 
 
 @contextmanager
-def _opened(bundle: Bundle, config: Config, listener: Listener) -> Iterator[BaseModel]:
-    """The base model of a subject, in float32."""
+def _opened(bundle: Bundle, config: Config, parent: PromptNetSource | None, listener: Listener) -> Iterator[BaseModel]:
+    """The base model of a subject, in float32; what the PromptNet for its adapters takes is on the disk, if wanted."""
     bundle.require("subject")
     with listener.working(LIBRARIES):
         from profusion_cli.runtime.backbone import BaseModel
         from profusion_cli.runtime.device import resolve_placement
-        from profusion_cli.runtime.needs import DRAWS, base_needs, provide
+        from profusion_cli.runtime.needs import DRAWS, base_needs, promptnet_needs, provide
 
-    provide(base_needs(config, DRAWS))
+    adapted = parent is not None and needs_parent(bundle)
+    provide([*base_needs(config, DRAWS), *(promptnet_needs(replace(config, promptnet=parent)) if adapted else [])])
     placement = resolve_placement(config.device, "float32", training=False)
     with BaseModel(config.base, placement, listener) as base:
         yield base
@@ -119,15 +120,12 @@ def export_folder(
     if not with_base and os.path.exists(local_path(config.base.id)):
         listener.warn(f"The base model is named as '{local_path(config.base.id)}', which is on this machine alone.")
     (parent,) = parents_of([bundle], config, named)
-    with _opened(bundle, config, listener) as base:
+    with _opened(bundle, config, parent, listener) as base:
         from safetensors import SafetensorError
 
         from profusion_cli.runtime.device import DTYPES
         from profusion_cli.runtime.exports.folder import write_folder
-        from profusion_cli.runtime.needs import promptnet_needs, provide
 
-        if needs_parent(bundle):
-            provide(promptnet_needs(replace(config, promptnet=parent)))
         dtype = DTYPES[config.finetune.save_dtype]
         made_from = {"tool": f"profusion {__version__}", **lineage(bundle)}
         try:
@@ -211,16 +209,13 @@ def export_file(
     """
     check_exportable(bundle, config, to, False)
     sees = to == "embedding"
-    parents = parents_of([bundle], config, named) if sees else [config.promptnet]
-    with _opened(bundle, config, listener) as base:
+    (parent,) = parents_of([bundle], config, named) if sees else (None,)
+    with _opened(bundle, config, parent, listener) as base:
         from profusion_cli.runtime.exports.files import changes_file, embedding_file
-        from profusion_cli.runtime.needs import promptnet_needs, provide
 
-        if sees and needs_parent(bundle):
-            provide(promptnet_needs(replace(config, promptnet=parents[0])))
         with listener.working("Exporting"):
             if sees:
-                tensors, told, note = embedding_file(base, bundle, config, parents, timestep)
+                tensors, told, note = embedding_file(base, bundle, config, parent, timestep)
             else:
                 tensors, told, note = changes_file(base, bundle, config, whole=to == "lora-full")
         from profusion_cli.runtime.weights import pack

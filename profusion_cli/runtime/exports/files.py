@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,13 +79,13 @@ def _lora(
 
 
 def embedding_file(
-    base: BaseModel, bundle: Bundle, config: Config, parents: Sequence[PromptNetSource], timestep: int | None
+    base: BaseModel, bundle: Bundle, config: Config, parent: PromptNetSource, timestep: int | None
 ) -> Made:
     """S* under the placeholder's name, float32, shape (words, embedding_dim).
 
     Args:
         base, bundle, config: as of `changes_file`.
-        parents: where the PromptNet is that its adapters are for.
+        parent: where the PromptNet is that its adapters are for.
         timestep: where it is taken; None: averaged over noise levels. Of no matter where S* is an ordinary word.
 
     Raises:
@@ -94,7 +93,7 @@ def embedding_file(
     """
     prompt = parse_prompt(config.concept_prompt)
     one = replace(config, sample=replace(config.sample, references="one"))
-    sampler = Sampler(base, [bundle], [config.class_word], [prompt], one, parents)
+    sampler = Sampler(base, [bundle], [config.class_word], [prompt], one, [parent])
     (subject,) = sampler.subjects
     if isinstance(subject, WordSubject):
         return {config.placeholder: subject.embedding.float().cpu()}, {"spread": 0.0}, "S* itself: it is a word."

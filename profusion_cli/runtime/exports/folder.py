@@ -21,14 +21,13 @@ from profusion_cli.runtime.changes import Change, LowRank, read_changes
 from profusion_cli.runtime.exports.merging import merged
 from profusion_cli.runtime.exports.stock import pipeline, promptnet
 from profusion_cli.runtime.exports.stock.promptnet import DOWN, UP, SubjectPromptNet
-from profusion_cli.runtime.finding import place_at_hand
+from profusion_cli.runtime.needs import DRAWS
 from profusion_cli.runtime.parts import PARTS, parts_for
 from profusion_cli.runtime.promptnet import PromptNet
 from profusion_cli.runtime.sampling import promptnet_and_views
 from profusion_cli.runtime.views import VIEW_TENSORS, Views
 from profusion_cli.runtime.weights import check_base
 
-BASE_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SAMPLE_KEYS = ("num_images", "batch_size", "weights", "areas", "reference", "references")
 """Settings of `sample` that a pipeline of one subject has no use for, or asks for in its own way."""
 
@@ -67,7 +66,7 @@ def write_folder(
         component = _component(made, seen, averaged, changes, config.class_word, made_from, dtype)
         component.save_pretrained(folder / "promptnet")
         if with_base:
-            for name in BASE_PARTS:
+            for name in DRAWS:
                 part = base.as_stored(name) if PARTS[name].weights else getattr(base, name)
                 part.save_pretrained(folder / name)
     for path, module in (("pipeline.py", pipeline), ("promptnet/promptnet.py", promptnet)):
@@ -112,14 +111,14 @@ def _component(
 
 def _index(base: BaseModel, config: Config, with_base: bool) -> dict[str, Any]:
     """What diffusers reads first."""
-    classes = {name: [PARTS[name].library, PARTS[name].cls.__name__] for name in BASE_PARTS}
+    classes = {name: [PARTS[name].library, PARTS[name].cls.__name__] for name in DRAWS}
     sample = {key: value for key, value in plain(asdict(config.sample)).items() if key not in SAMPLE_KEYS}
     return {
         "_class_name": ["pipeline", pipeline.ProFusionPipeline.__name__],
         "_diffusers_version": diffusers.__version__,
         "promptnet": ["promptnet", SubjectPromptNet.__name__],
         **{name: own if with_base else [None, None] for name, own in classes.items()},
-        "base": None if with_base else {name: _place(base, name) for name in BASE_PARTS},
+        "base": None if with_base else {name: _place(base, name) for name in DRAWS},
         "resolution": config.base.resolution,
         "clip_skip": config.base.clip_skip,
         "pad_token_id": config.base.pad_token_id,
@@ -132,5 +131,5 @@ def _index(base: BaseModel, config: Config, with_base: bool) -> dict[str, Any]:
 
 def _place(base: BaseModel, name: str) -> list[str | None]:
     """Id, revision and sub-folder of a part of the base model, as diffusers takes them."""
-    source = place_at_hand(base.source(name), PARTS[name].required, PARTS[name].weights)
+    source = base.files(name).source
     return [local_path(source.id) if source.is_local else source.id, source.revision, source.subfolder]
